@@ -1,0 +1,288 @@
+"""The one form in which every data set reaches the rest of the project, rendered or imported: open, split, pair.
+
+A data set is a folder of three files:
+
+- ``images.npy``  (N, S, S, 3) uint8, read through a memory map;
+- ``labels.csv``  N rows: ``subject, split, AU1, ...`` and further columns; an empty AU cell is a missing label;
+- ``meta.json``   format, AU names, image size, number of rows, content hashes and how the set was made.
+
+Every subject stands in one split only, so what is measured on ``test`` is measured on people never seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from expr_lib.facs import MAX_INTENSITY
+
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+RESIDENT_BYTES = 2 * 1024**3
+"""Sets of up to this many bytes of images are kept on the device as a whole."""
+
+
+# -- pixels --------------------------------------------------------------------------------------------------------
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pixels in [0, 255] -> float32 in [-1, 1], the range of every network here; any shape."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float pixels in [-1, 1] (clamped to it) -> uint8 in [0, 255]; the inverse of :func:`to_float`; any shape."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+# -- the folder ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Chosen rows of a memory-mapped array, read from disk only when they are indexed."""
+
+    array: np.ndarray  # (M, ...)
+    rows: np.ndarray  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.array[self.rows[index]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.array[self.rows], dtype=dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class FaceData:
+    """Faces with subjects, splits and action units. ``data[rows]`` and ``data.subset("train")`` are data sets again."""
+
+    images: np.ndarray | Rows  # (N, S, S, 3) uint8, memory-mapped
+    subject: np.ndarray  # (N,) int64
+    split: np.ndarray  # (N,) str: "train", "val" or "test"
+    au: np.ndarray  # (N, n_aus) float32 in [0, 5]; NaN = missing label
+    au_names: tuple[str, ...]
+    meta: dict[str, Any]
+    _resident: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = False) -> FaceData:
+        """Open a data set folder and check it; ``verify`` also compares every byte with the hashes in ``meta.json``.
+
+        Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for anything that is not as this module's
+        docstring says; both in one line that names the file and, for labels, line and column, found and expected.
+        """
+        folder = Path(folder)
+        meta = _read_meta(folder / "meta.json")
+        au_names, size, rows = tuple(meta["au_names"]), meta["size"], meta["rows"]
+        images = _read_images(folder / "images.npy", (rows, size, size, 3))
+        subject, split, au = _read_labels(folder / "labels.csv", rows, au_names)
+        if verify:
+            for name, expected in meta["sha256"].items():
+                if (found := sha256(folder / name)) != expected:
+                    raise ValueError(f"{folder / name}: damaged: sha256 {found}, expected {expected} (meta.json)")
+        return cls(images, subject, split, au, au_names, meta)
+
+    def __len__(self) -> int:
+        return len(self.subject)
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images in pixels."""
+        return self.images.shape[1]
+
+    def __getitem__(self, rows: Any) -> FaceData:
+        """The data set of these rows (int array, slice or boolean mask); the images stay on disk."""
+        rows = np.arange(len(self))[rows].reshape(-1)
+        array, base = (self.images.array, self.images.rows) if isinstance(self.images, Rows) else (self.images, None)
+        images = Rows(array, rows if base is None else base[rows])
+        return FaceData(images, self.subject[rows], self.split[rows], self.au[rows], self.au_names, self.meta)
+
+    def subset(self, split: str) -> FaceData:
+        """The rows of one split: "train", "val" or "test"."""
+        if split not in SPLITS:
+            raise ValueError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
+        return self[self.split == split]
+
+    def pixels(self, rows: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+        """Images of rows (B,) as uint8 (B, 3, S, S) on the device, in channels-last memory.
+
+        A set of up to ``RESIDENT_BYTES`` moves to the device once and is indexed there, so that a GPU never waits;
+        of a larger one the rows are read from disk.
+        """
+        device = torch.device(device)
+        if self.images.nbytes > RESIDENT_BYTES:
+            images = torch.from_numpy(np.array(self.images[rows])).to(device)
+        else:
+            if device not in self._resident:
+                self._resident[device] = torch.from_numpy(np.array(self.images)).to(device)
+            images = self._resident[device][torch.as_tensor(rows, device=device)]
+        return images.permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected a finished data set folder (made by `expr-lib faces`)")
+    try:
+        meta = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise ValueError(f"{path}: format: found {found!r}, expected {FORMAT}")
+    for key, kind in {"au_names": list, "size": int, "rows": int, "sha256": dict}.items():
+        if not isinstance(meta.get(key), kind):
+            raise ValueError(f"{path}: {key}: found {meta.get(key)!r}, expected a {kind.__name__}")
+    return meta
+
+
+def _read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected uint8 images of shape {shape}")
+    try:
+        images = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError) as error:
+        found, expected = path.stat().st_size, int(np.prod(shape))
+        raise ValueError(
+            f"{path}: truncated or no .npy file: found {found} bytes, expected a header and {expected} of pixels ({error})"
+        ) from None
+    if images.shape != shape or images.dtype != np.uint8:
+        raise ValueError(f"{path}: found {images.dtype} of shape {images.shape}, expected uint8 of shape {shape}")
+    return images
+
+
+def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """-> subject (N,) int64, split (N,) str, au (N, n_aus) float32."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected {rows} rows of subject, split and action units")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
+    except ValueError as error:  # ParserError, EmptyDataError, UnicodeDecodeError
+        raise ValueError(f"{path}: not a readable table: {' '.join(str(error).split())}") from None
+    for column in ("subject", "split", *au_names):
+        if column not in table:
+            raise ValueError(f"{path}: column {column}: not found, expected the columns subject, split and every AU")
+    if len(table) != rows:
+        raise ValueError(f"{path}: found {len(table)} rows, expected {rows} (meta.json)")
+
+    def check(column: str, good: Any, expected: str) -> None:
+        bad = np.flatnonzero(~np.asarray(good, bool))
+        if len(bad):
+            cell = table[column].iloc[bad[0]]  # line 1 is the header
+            raise ValueError(f"{path}: line {bad[0] + 2}, column {column}: found {cell!r}, expected {expected}")
+
+    check("subject", table["subject"].str.fullmatch(r"\d{1,18}"), "a whole number >= 0")
+    check("split", table["split"].isin(SPLITS), f"one of {', '.join(SPLITS)}")
+    home = table.groupby("subject")["split"].transform("first")
+    check("split", table["split"] == home, "the split that this subject has in the lines above")
+    au = np.full((rows, len(au_names)), np.nan, np.float32)
+    for j, name in enumerate(au_names):
+        value = pd.to_numeric(table[name], errors="coerce")
+        check(name, (table[name] == "") | value.between(0, MAX_INTENSITY), f"0 to {MAX_INTENSITY:g} or an empty cell")
+        au[:, j] = value
+    return table["subject"].to_numpy(np.int64), table["split"].to_numpy(str), au
+
+
+# -- pairs ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """B pairs of two different subjects, on one device."""
+
+    image_a: Tensor  # (B, 3, S, S) uint8
+    image_b: Tensor
+    au_a: Tensor  # (B, n_aus) float32 in [0, 5]; NaN = missing label
+    au_b: Tensor
+    subject_a: Tensor  # (B,) int64
+    subject_b: Tensor
+
+
+def draw_pairs(subject: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """-> rows (n, 2) int64: a uniform over all rows, b uniform over the rows of all other subjects."""
+    if len(subject) == 0 or (subject == subject[0]).all():
+        raise ValueError(f"pairs need two subjects at least, found {min(len(subject), 1)} in {len(subject)} rows")
+    a, b = rng.integers(len(subject), size=(2, n))  # (n,), (n,)
+    while (same := subject[a] == subject[b]).any():
+        b[same] = rng.integers(len(subject), size=same.sum())  # draw again until nobody is paired with themselves
+    return np.stack([a, b], axis=1)
+
+
+def pair_batch(data: FaceData, step: int, batch_size: int, seed: int, device: str | torch.device = "cpu") -> PairBatch:
+    """Batch number ``step``, a pure function of data, ``seed`` and ``step``: a resumed run sees the same batches.
+
+    Raises ``ValueError`` where the data hold fewer than two subjects.
+    """
+    a, b = draw_pairs(data.subject, batch_size, np.random.default_rng([seed, step])).T  # (B,), (B,)
+    pixels = data.pixels(np.concatenate([a, b]), device)  # (2B, 3, S, S)
+
+    def label(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    return PairBatch(
+        pixels[:batch_size], pixels[batch_size:],
+        label(data.au[a]), label(data.au[b]), label(data.subject[a]), label(data.subject[b]),
+    )  # fmt: skip
+
+
+def batches(
+    data: FaceData, batch_size: int, *, seed: int, device: str | torch.device = "cpu", first: int = 0
+) -> Iterator[PairBatch]:
+    """Endless batches ``first``, ``first + 1``, ... of :func:`pair_batch`; a thread reads one batch ahead."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead = reader.submit(pair_batch, data, first, batch_size, seed, device)
+        for step in count(first + 1):
+            batch, ahead = ahead.result(), reader.submit(pair_batch, data, step, batch_size, seed, device)
+            yield batch
+
+
+def held_out_pairs(data: FaceData, n: int, seed: int, *, split: str = "test") -> np.ndarray:
+    """A fixed list of n pairs for measuring: rows (n, 2) of ``data``, all in ``split``, two subjects each.
+
+    No pair comes twice, in either order. The first pairs of a longer list are the shorter list.
+    Raises ``ValueError`` where the split does not hold n such pairs.
+    """
+    rows = np.flatnonzero(data.split == split)
+    _, sizes = np.unique(data.subject[rows], return_counts=True)
+    possible = (len(rows) ** 2 - int((sizes**2).sum())) // 2
+    if n > possible:
+        raise ValueError(f"split {split}: {possible} pairs of two subjects in {len(rows)} rows, expected at least {n}")
+    rng, seen = np.random.default_rng(seed), dict[tuple[int, int], tuple[int, int]]()
+    while len(seen) < n:
+        for a, b in rows[draw_pairs(data.subject[rows], 256, rng)].tolist():
+            seen.setdefault((min(a, b), max(a, b)), (a, b))
+    return np.array(list(seen.values())[:n], np.int64).reshape(n, 2)

@@ -1,0 +1,140 @@
+"""Weights in and out: safetensors with JSON metadata. Never pickle, never half a file.
+
+A training checkpoint and a released model are the same kind of file. Names of tensors start with what they belong to
+(`swapper.`, `ema.`, `D.`, `opt_G.` ...); a released model has only `ema.`, the averaged weights that are used at run time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from expr_lib.model import ModelConfig, Swapper
+
+FORMAT = 1
+
+
+def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors and JSON metadata to `path`, whole or not at all: a temporary name, then a rename."""
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {**metadata, "format": FORMAT, "sha256": digest(tensors)}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, {"expr_lib": json.dumps(metadata)})
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())  # on the disk before it gets its name
+    os.replace(partial, path)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote -> tensors on the device, metadata.
+
+    Raises FileNotFoundError, or ValueError for a file that is cut short, damaged or not ours, each in one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected a checkpoint (.safetensors)")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("expr_lib", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, ValueError, OSError) as error:
+        size = path.stat().st_size
+        raise ValueError(f"{path}: truncated or not safetensors: {size} bytes ({' '.join(str(error).split())})") from None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else "no expr_lib metadata"
+        raise ValueError(f"{path}: format: found {found!r}, expected {FORMAT}")
+    if (found := digest(tensors)) != metadata["sha256"]:
+        raise ValueError(f"{path}: damaged: sha256 of the tensors is {found}, expected {metadata['sha256']}")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes, whatever order the tensors come in."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, named `prefix.name`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Fill a module from `prefix.*`; ValueError names the first tensor that is missing, unknown or of another shape."""
+    own = module.state_dict()
+    given = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
+    if not given:
+        raise ValueError(f"{path}: holds no {prefix!r} weights, only {', '.join(sorted({n.split('.')[0] for n in tensors}))}")
+    for name in sorted(own.keys() | given.keys()):
+        found = f"shape {tuple(given[name].shape)}" if name in given else "nothing"
+        expected = f"shape {tuple(own[name].shape)}" if name in own else "no such tensor"
+        if found != expected:
+            raise ValueError(f"{path}: {prefix}.{name}: found {found}, expected {expected}")
+    module.load_state_dict(given)
+
+
+def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of Adam, named `prefix.parameter.quantity`. Learning rates are the configuration's business."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{i}.{key}": value for i, values in state.items() for key, value in values.items()}
+
+
+def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Fill an optimizer from `prefix.*`, as `optimizer_tensors` wrote them."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "."):
+            _, i, key = name.split(".")
+            state.setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def model_config(metadata: dict[str, Any], path: str | Path) -> ModelConfig:
+    """The ModelConfig in a checkpoint's metadata; ValueError says which entry this version does not know."""
+    known, given = {field.name for field in fields(ModelConfig)}, metadata["model"]
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"{path}: model configuration: found {unknown}, expected only {sorted(known)}")
+    return ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def check_au_names(found: tuple[str, ...], expected: tuple[str, ...], path: str | Path) -> None:
+    """ValueError that says which action units differ."""
+    if found != expected:
+        more, less = [n for n in found if n not in expected], [n for n in expected if n not in found]
+        what = f"has {more}, lacks {less}" if more or less else f"order {list(found)}, expected {list(expected)}"
+        raise ValueError(f"{path}: other action units: {what}")
+
+
+def describe(swapper: Swapper, **more: Any) -> dict[str, Any]:
+    """Metadata of a swapper: model configuration, AU names and whatever else is given (step, data hash, metrics)."""
+    return {"model": asdict(swapper.config), "au_names": list(swapper.au_names), "size": swapper.config.size, **more}
+
+
+def load_swapper(
+    path: str | Path, device: str | torch.device = "cpu", *, au_names: tuple[str, ...] | None = None
+) -> Swapper:
+    """The averaged (EMA) generator side of a checkpoint, in eval mode. It knows its `au_names` and its `config`.
+
+    Give `au_names` to insist on them. Raises FileNotFoundError, or ValueError that says what differs.
+    """
+    tensors, metadata = load(path, device)
+    found = tuple(metadata["au_names"])
+    if au_names is not None:
+        check_au_names(found, tuple(au_names), path)
+    swapper = Swapper(model_config(metadata, path)).to(device)
+    swapper.au_names = found
+    load_module("ema", swapper, tensors, path)
+    return swapper.eval()

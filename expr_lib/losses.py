@@ -1,0 +1,123 @@
+"""Every loss, one function for each equation, computed in float32.
+
+`x` are real images, `k` runs over action units, `c` over classes. A missing label (NaN intensity, class -1) weighs
+nothing; a batch without any label gives a loss of exactly 0. Where an equation comes from stands in its docstring:
+*paper, abstract* (Shao et al., TIP 2021), *sister code* (ADLD, by the same authors, public), or *our choice*.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from expr_lib.facs import MAX_INTENSITY, PRESENT_AT
+
+
+def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
+    """sum(w v) / sum(w), and 0 where every weight is 0."""
+    weight = weight.expand_as(value)
+    return (weight * value).sum() / weight.sum().clamp_min(1e-8)
+
+
+# ---------------------------------------------------------------------------------------------- action units
+
+
+def au_loss(logit: Tensor, au: Tensor, weight: Tensor | None = None) -> Tensor:
+    """L_AU = mean_k w_k KL(y_k || p_k),  y = au / 5,  p = sigmoid(logit):  what intensity does each AU have?
+
+    KL between two coins: 0 only when 5 p = au, and, unlike a squared error behind a sigmoid, its slope in the logit is
+    simply p - y. logit (B, n); au (B, n) in [0, 5], NaN = missing; weight (n,). Source: the loss is the sister code's
+    cross-entropy with a balanced weight for each AU; soft targets are our choice, since our labels are intensities.
+    """
+    known = ~au.isnan()
+    y = au.nan_to_num().float() / MAX_INTENSITY
+    entropy = -(torch.xlogy(y, y) + torch.xlogy(1 - y, 1 - y))
+    kl = F.binary_cross_entropy_with_logits(logit.float(), y, reduction="none") - entropy  # (B, n)
+    return weighted_mean(kl, known * (1.0 if weight is None else weight))
+
+
+def au_weights(au: Tensor) -> Tensor:
+    """w_k ~ 1 / (share of images in which AU k is present), mean 1: rare AUs count as much as common ones.
+
+    au (N, n) of the whole training set -> (n,). Shares under 2 % count as 2 %. Source: sister code.
+    """
+    present = (au >= PRESENT_AT).float().sum(0) / (~au.isnan()).sum(0).clamp_min(1)
+    weight = 1 / present.clamp_min(0.02)
+    return weight / weight.mean()
+
+
+# ---------------------------------------------------------------------------------- multi-class adversary
+
+
+def class_weights(cls: Tensor, n_classes: int) -> Tensor:
+    """w_kc ~ 1 / (how often AU k has class c), mean 1 over the labelled images of AU k; 0 for a class never seen.
+
+    cls (N, n) int64 of the whole training set, -1 = missing -> (n, L). Our choice, for a reason: under these weights a
+    discriminator that knows nothing answers 1/C for each class, which is exactly what the encoder is asked to cause.
+    """
+    count = F.one_hot(cls.clamp_min(0), n_classes).mul((cls >= 0).unsqueeze(-1)).sum(0).float()  # (n, L)
+    seen = (count > 0).sum(1, keepdim=True).clamp_min(1)
+    return torch.where(count > 0, count.sum(1, keepdim=True) / (seen * count.clamp_min(1)), torch.zeros_like(count))
+
+
+def tell_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+    """Discriminator:  L = mean_k w sum_c (D(f)_kc - [c = c_k])^2:  regress the scores onto the one-hot class.
+
+    score (B, n, L); cls (B, n) int64, -1 = missing; weight (n, L), 0 marks a class that AU k does not have.
+    Source: sister code (its multi-class adversary, squared error onto the one-hot class).
+    """
+    one_hot = F.one_hot(cls.clamp_min(0), score.shape[-1]).float()
+    error = ((score - one_hot).square() * (weight > 0)).sum(-1)  # (B, n)
+    return weighted_mean(error, weight_of(cls, weight))
+
+
+def hide_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+    """Encoder:  L = mean_k w sum_c (D(f)_kc - 1/C_k)^2:  the feature should tell nothing, every class alike.
+
+    Shapes as in `tell_class`; C_k counts the classes that AU k has. Source: sister code (uniform target 1/C); "multi-class
+    adversarial training" is in the paper's abstract.
+    """
+    has = (weight > 0).float()  # (n, L)
+    uniform = has / has.sum(-1, keepdim=True).clamp_min(1)
+    error = ((score - uniform).square() * has).sum(-1)  # (B, n)
+    return weighted_mean(error, weight_of(cls, weight))
+
+
+def weight_of(cls: Tensor, weight: Tensor) -> Tensor:
+    """The weight of each label: cls (B, n), weight (n, L) -> (B, n); 0 where the label is missing."""
+    rows = weight.expand(len(cls), -1, -1).gather(2, cls.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    return rows * (cls >= 0)
+
+
+# ------------------------------------------------------------------------------------------ reconstruction
+
+
+def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
+    """L = mean |image - target|. Self-reconstruction with G(f_f, f_r), cross-cycle with I-hat; both against I.
+
+    Source: both terms are in the paper's abstract and the sister code; L1 is the sister code's.
+    """
+    return F.l1_loss(image.float(), target.float())
+
+
+def agreement_loss(feature: Tensor, target: Tensor) -> Tensor:
+    """L = mean (feature - sg[target])^2: a swapped face keeps the f_f of a and shows the f_r of b. Our choice."""
+    return F.mse_loss(feature.float(), target.detach().float())
+
+
+# ------------------------------------------------------------------------------------------- image realism
+
+
+def tell_images(real: Tensor, fake: Tensor) -> Tensor:
+    """Discriminator:  L = 1/2 [mean (D(real) - 1)^2 + mean D(fake)^2]:  least squares (LSGAN, Mao et al., 2017).
+
+    Patch scores of any shape. Used twice: realism (real images against synthesized ones) and swap consistency
+    (self-reconstructed images against synthesized ones). Source: both are in the paper's abstract; least squares is ours.
+    """
+    return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+
+
+def fool(fake: Tensor) -> Tensor:
+    """Generator:  L = mean (D(fake) - 1)^2. For realism and for swap consistency, as in `tell_images`."""
+    return (fake - 1).square().mean()

@@ -1,0 +1,286 @@
+"""The networks, in the paper's names: `E` encodes, `DG` disentangles and generates, three discriminators watch.
+
+    image --E--> features --DG.disentangle--> f_f (AU-free map), f_r (one short vector per action unit)
+                                    f_f^a, f_r^b --DG.generate (the paper's G)--> face a with the expression of b
+
+Source: Shao et al., *Explicit Facial Expression Transfer via Fine-Grained Representations*, IEEE TIP 2021 (arXiv
+1909.02967). The paper's layer tables are not public, so every width and layer here is our choice: small enough for two
+CPU cores. Shapes: B images, S pixels, n action units, d numbers for each of them, C channels of f_f.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the networks. `size` and `n_aus` are taken from the data set when training."""
+
+    size: int = 64  # S, pixels; a multiple of 16
+    n_aus: int = 17  # n
+    d: int = 8  # numbers per action unit in f_r
+    c_f: int = 16  # C, channels of f_f: narrow, so that the expression of a does not fit in beside its identity
+    noise: float = 0.1  # standard deviation of the noise on f_f while training (f_f has unit power)
+    width: int = 64  # channels of E and G at S/4
+    width_r: int = 96  # channels of the AU-related branch
+    width_d: int = 32  # channels of the first layer of the image discriminator
+    levels: tuple[int, ...] = (4,)  # AU classes for the adversary, 2 to 6: one number for all AUs or one for each
+    conditional: bool = True  # the image discriminator also asks whether the image shows the AUs it should
+
+    def __post_init__(self) -> None:
+        if self.size % 16 or self.size < 16:
+            raise ValueError(f"size {self.size}: expected a positive multiple of 16")
+        if len(self.levels) not in (1, self.n_aus) or not all(2 <= level <= 6 for level in self.levels):
+            raise ValueError(f"levels {self.levels}: expected one number from 2 to 6, or {self.n_aus} of them")
+
+    @property
+    def au_levels(self) -> tuple[int, ...]:
+        """Number of classes of each AU, `n_aus` long."""
+        return self.levels * self.n_aus if len(self.levels) == 1 else self.levels
+
+
+def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """Intensities (B, n) in [0, 5] -> classes (B, n) int64, 0 = absent; -1 where the label is missing (NaN).
+
+    An AU below intensity A (`PRESENT_AT`) is class 0; [1, 5] is cut into `levels - 1` equal parts. With 2 levels that is
+    absent/present, with 6 the whole numbers 1..5 fall into the FACS letters A..E. Our choice.
+    """
+    level = torch.tensor(levels, device=au.device)  # (n,) or (1,)
+    span = MAX_INTENSITY - PRESENT_AT
+    cls = 1 + torch.floor((au.nan_to_num() - PRESENT_AT) / span * (level - 1)).long()
+    cls = torch.where(au >= PRESENT_AT, cls.minimum(level - 1), torch.zeros_like(cls))
+    return cls.masked_fill(au.isnan(), -1)
+
+
+def mix(f_r_a: Tensor, f_r_b: Tensor, weights: Tensor) -> Tensor:
+    """Move each AU from a (weight 0) to b (weight 1): two f_r (B, n, d), weights (B, n) or (n,) -> f_r (B, n, d)."""
+    return torch.lerp(f_r_a, f_r_b, weights.unsqueeze(-1).expand_as(f_r_a).to(f_r_a))
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    # GroupNorm, not InstanceNorm: instance statistics wash out contrast and background
+    return nn.GroupNorm(max(1, channels // 16), channels)
+
+
+class Block(nn.Module):
+    """Residual block at constant size; with `style` its norms are scaled and shifted by it (AdaGN, FiLM)."""
+
+    def __init__(self, channels: int, style: int = 0) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norm(channels), norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(style, 4 * channels) if style else None
+
+    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
+        h, g = self.norm1(x), x
+        if self.film is None or style is None:
+            h = self.conv1(F.silu(h))
+            return g + self.conv2(F.silu(self.norm2(h)))
+        scale1, shift1, scale2, shift2 = self.film(style)[:, :, None, None].chunk(4, 1)  # each (B, c, 1, 1)
+        h = self.conv1(F.silu(h * (1 + scale1) + shift1))
+        return g + self.conv2(F.silu(self.norm2(h) * (1 + scale2) + shift2))
+
+
+class E(nn.Module):
+    """Encoder, shared by both branches: image (B, 3, S, S) in [-1, 1] -> features (B, w, S/4, S/4)."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        w = c.width
+        self.net = nn.Sequential(
+            nn.Conv2d(3, w // 2, 4, 2, 1), norm(w // 2), nn.SiLU(),  # (B, w/2, S/2, S/2)
+            nn.Conv2d(w // 2, w, 4, 2, 1),  # (B, w, S/4, S/4)
+            Block(w),
+        )  # fmt: skip
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image)
+
+
+class DG(nn.Module):
+    """Disentangle and generate: features -> (f_f, f_r), and any f_f with any f_r -> image."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        w, r, style = c.width, c.width_r, 2 * c.width
+        self.c_f, self.noise = c.c_f, c.noise
+        # AU-free branch: a map, because identity, pose and background have places
+        self.free = nn.Sequential(Block(w), Block(w), norm(w), nn.SiLU(), nn.Conv2d(w, c.c_f, 1))
+        # AU-related branch: an attention map for each AU says where to look, a coarse view of the face says where that is
+        self.fine = nn.Sequential(nn.Conv2d(w, r, 3, 2, 1), Block(r), norm(r), nn.SiLU())  # (B, r, S/8, S/8)
+        self.coarse = nn.Sequential(
+            nn.Conv2d(r, r, 3, 2, 1), Block(r), norm(r), nn.SiLU(),  # (B, r, S/16, S/16)
+            nn.AdaptiveAvgPool2d(min(4, c.size // 16)), nn.Flatten(), nn.LazyLinear(2 * r), nn.SiLU(),
+        )  # fmt: skip
+        self.attention = nn.Conv2d(r, c.n_aus, 1)
+        self.to_f_r = nn.Parameter(torch.randn(c.n_aus, 3 * r + 2, c.d) * (3 * r) ** -0.5)
+        # AU readout: one row of weights for each AU, so that f_r[:, k] alone answers for AU k
+        self.readout = nn.Parameter(torch.randn(c.n_aus, c.d) * 0.5)
+        self.readout_bias = nn.Parameter(torch.full((c.n_aus,), -2.0))  # most AUs are absent in most images
+        # G: f_f gives the canvas; f_r acts on it everywhere (style) and where each AU lives (gates)
+        self.style = nn.Sequential(nn.Linear(c.n_aus * c.d, style), nn.SiLU(), nn.Linear(style, style), nn.SiLU())
+        self.canvas = nn.Conv2d(c.c_f, w, 3, padding=1)
+        self.gate, self.paint = nn.Conv2d(w, c.n_aus, 3, padding=1), nn.Parameter(torch.randn(c.n_aus, c.d, w) * 0.1)
+        self.blocks = nn.ModuleList([Block(w, style), Block(w, style), Block(w, style)])
+        self.up1, self.block1 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
+        self.up2, self.norm2 = nn.Conv2d(w // 2, w // 4, 3, padding=1), norm(w // 4)
+        self.to_image = nn.Conv2d(w // 4, 3, 3, padding=1)
+
+    def disentangle(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features (B, w, S/4, S/4) -> AU-free f_f (B, C, S/4, S/4) and AU-related f_r (B, n, d) in [-1, 1]."""
+        return self.au_free(features), self.au_related(features)
+
+    def au_free(self, features: Tensor) -> Tensor:
+        """f_f has unit power at every place, and noise while training: a channel of known, narrow capacity."""
+        f_f = self.free(features).float()  # (B, C, S/4, S/4)
+        f_f = f_f * (f_f.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+        return f_f + self.noise * torch.randn_like(f_f) if self.training else f_f
+
+    def au_related(self, features: Tensor) -> Tensor:
+        """f_r: for each AU, what its attention map sees and where that map lies, beside the whole face."""
+        h = self.fine(features)  # (B, r, S/8, S/8)
+        whole = self.coarse(h).float()  # (B, 2r)
+        side = torch.linspace(-1, 1, h.shape[-1], device=h.device)
+        where = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)  # (2, P): y, x of P = (S/8)^2 places
+        attention = self.attention(h).float().flatten(2).softmax(-1)  # (B, n, P)
+        seen = torch.einsum("bnp,bcp->bnc", attention, h.float().flatten(2))  # (B, n, r)
+        place = attention @ where.T  # (B, n, 2)
+        parts = torch.cat([seen, place, whole[:, None].expand(-1, seen.shape[1], -1)], -1)  # (B, n, 3r + 2)
+        return torch.einsum("bni,nid->bnd", parts, self.to_f_r).tanh()  # (B, n, d)
+
+    def au(self, f_r: Tensor) -> Tensor:
+        """AU logits (B, n) read from f_r (B, n, d): intensity = 5 * sigmoid(logit)."""
+        return (f_r.float() * self.readout).sum(-1) + self.readout_bias
+
+    def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:
+        """The paper's G: f_f (B, C, S/4, S/4) of one face, f_r (B, n, d) of another -> image (B, 3, S, S) in [-1, 1]."""
+        style = self.style(f_r.flatten(1))  # (B, n*d) -> (B, style)
+        h = self.blocks[0](self.canvas(f_f), style)  # (B, w, S/4, S/4)
+        paint = torch.einsum("bnd,ndw->bnw", f_r.to(h.dtype), self.paint.to(h.dtype))
+        h = h + torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint)  # each AU paints where its gate is open
+        for block in list(self.blocks)[1:]:
+            h = block(h, style)
+        # nearest neighbour, then convolution: a transposed convolution would leave a checkerboard
+        h = self.block1(self.up1(F.interpolate(h, scale_factor=2.0)), style)  # (B, w/2, S/2, S/2)
+        h = self.up2(F.interpolate(h, scale_factor=2.0))  # (B, w/4, S, S)
+        return self.to_image(F.silu(self.norm2(h))).float().tanh()
+
+
+class Swapper(nn.Module):
+    """The generator side, all that is needed at run time: E and DG."""
+
+    au_names: tuple[str, ...] = AU_NAMES  # training and loading set the data set's own
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.E, self.DG = E(config), DG(config)
+        with torch.no_grad():  # fixes the one input size that depends on S
+            self.encode(torch.zeros(1, 3, config.size, config.size))
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image (B, 3, S, S) in [-1, 1] -> f_f (B, C, S/4, S/4), f_r (B, n, d)."""
+        return self.DG.disentangle(self.E(image))
+
+    def read_au(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The AU branch alone: image (B, 3, S, S) -> f_r (B, n, d), AU logits (B, n)."""
+        f_r = self.DG.au_related(self.E(image))
+        return f_r, self.DG.au(f_r)
+
+    def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:
+        """f_f (B, C, S/4, S/4), f_r (B, n, d) -> image (B, 3, S, S) in [-1, 1]."""
+        return self.DG.generate(f_f, f_r)
+
+    def swap(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Two batches (B, 3, S, S) -> a with the expressions of b, b with the expressions of a."""
+        f_f, f_r = self.encode(torch.cat([a, b]))
+        return self.generate(f_f, f_r.roll(len(a), 0)).chunk(2)  # type: ignore[return-value]
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Self-reconstruction G(f_f, f_r): should be the image (B, 3, S, S) itself."""
+        return self.generate(*self.encode(image))
+
+    def intensities(self, f_r: Tensor) -> Tensor:
+        """f_r (B, n, d) -> AU intensities (B, n) in [0, 5]."""
+        return MAX_INTENSITY * self.DG.au(f_r).sigmoid()
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return self.swap(a, b)
+
+
+class D_f(nn.Module):  # noqa: N801 (the paper's name)
+    """Multi-class discriminator: f_f (B, C, S/4, S/4) -> a score for each class of each AU (B, n, L), L = most levels."""
+
+    def __init__(self, c: ModelConfig, hidden: int = 256) -> None:
+        super().__init__()
+        self.shape = (c.n_aus, max(c.au_levels))
+        side = min(4, c.size // 16)
+        self.net = nn.Sequential(
+            nn.Conv2d(c.c_f, 64, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 64, 4, 2, 1), norm(64), nn.LeakyReLU(0.2),  # (B, 64, S/8, S/8)
+            nn.Conv2d(64, 128, 4, 2, 1), norm(128), nn.LeakyReLU(0.2),  # (B, 128, S/16, S/16)
+            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(128 * side**2, hidden), nn.LeakyReLU(0.2),
+            nn.Linear(hidden, c.n_aus * max(c.au_levels)),
+        )  # fmt: skip
+
+    def forward(self, f_f: Tensor) -> Tensor:
+        return self.net(f_f).float().unflatten(1, self.shape)
+
+
+class D_r(nn.Module):  # noqa: N801
+    """Subject discriminator: f_r (B, n, d) -> a score for each training subject (B, 1, n_subjects)."""
+
+    def __init__(self, c: ModelConfig, n_subjects: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(c.n_aus * c.d, hidden), nn.LeakyReLU(0.2),
+            nn.Linear(hidden, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, n_subjects),
+        )  # fmt: skip
+
+    def forward(self, f_r: Tensor) -> Tensor:
+        return self.net(f_r).float().unsqueeze(1)
+
+
+class D(nn.Module):
+    """Image discriminator: one trunk (spectral norm keeps it calm), three heads.
+
+    image (B, 3, S, S), the AUs it should show (B, n) in [0, 5] ->
+    `realism` (B, 1, S/8, S/8): real or synthesized?  `swap` (B, 1, S/8, S/8): self-reconstructed or swapped?
+    `au` logits (B, n): what does it show? Trained on real images only.
+    With `conditional`, the first two add <features, embed(au)> at every place (projection discriminator, Miyato &
+    Koyama, ICLR 2018), so that a face that ignores the other's expression is not "real".
+    """
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        w, side = c.width_d, min(4, c.size // 16)
+        self.trunk = nn.Sequential(
+            spectral_norm(nn.Conv2d(3, w, 4, 2, 1)), nn.LeakyReLU(0.2),  # (B, w, S/2, S/2)
+            spectral_norm(nn.Conv2d(w, 2 * w, 4, 2, 1)), nn.LeakyReLU(0.2),  # (B, 2w, S/4, S/4)
+            spectral_norm(nn.Conv2d(2 * w, 4 * w, 4, 2, 1)), nn.LeakyReLU(0.2),  # (B, 4w, S/8, S/8)
+            spectral_norm(nn.Conv2d(4 * w, 4 * w, 3, 1, 1)), nn.LeakyReLU(0.2),
+        )  # fmt: skip
+        self.score = nn.Conv2d(4 * w, 2, 1)
+        self.embed = nn.Linear(c.n_aus, 2 * 4 * w, bias=False) if c.conditional else None
+        self.au = nn.Sequential(
+            nn.Conv2d(4 * w, 4 * w, 3, 2, 1), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(side), nn.Flatten(),
+            nn.Linear(4 * w * side**2, 4 * w), nn.LeakyReLU(0.2), nn.Linear(4 * w, c.n_aus),
+        )  # fmt: skip
+
+    def forward(self, image: Tensor, au: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = self.trunk(image)  # (B, 4w, S/8, S/8)
+        score = self.score(h).float()  # (B, 2, S/8, S/8)
+        if self.embed is not None:
+            embed = self.embed(au.nan_to_num() / MAX_INTENSITY).unflatten(1, (2, -1))  # (B, 2, 4w)
+            score = score + torch.einsum("bkc,bcyx->bkyx", embed, h.to(embed.dtype)).float()
+        realism, swap = score.chunk(2, 1)
+        return realism, swap, self.au(h).float()

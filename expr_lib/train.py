@@ -1,0 +1,430 @@
+"""Training: the step as in the paper, then the loop around it (log, samples, checkpoints, resuming)."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from expr_lib import checkpoint
+from expr_lib.datasets import FaceData, batches, held_out_pairs, to_float, to_uint8
+from expr_lib.losses import (
+    agreement_loss,
+    au_loss,
+    au_weights,
+    class_weights,
+    fool,
+    hide_class,
+    reconstruction_loss,
+    tell_class,
+    tell_images,
+)
+from expr_lib.model import D_f, D_r, ModelConfig, Swapper, au_classes
+from expr_lib.model import D as ImageD
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weight of each loss of the generator side. The sister code's are AU 1, adversary 1.2, cross-cycle 40, self 3."""
+
+    au: float = 1.0  # real images: which AUs?
+    hide_au: float = 1.2  # f_f must not tell the AU classes
+    hide_subject: float = 0.1  # f_r must not tell the subject
+    self_: float = 10.0  # self-reconstruction, L1
+    cycle: float = 10.0  # cross-cycle, L1
+    realism: float = 1.0
+    swap: float = 1.0  # swap consistency
+    guide: float = 1.0  # our AU branch, frozen, must read b's AUs from the swap
+    guide_d: float = 1.0  # so must the AU head of the image discriminator
+    agree_f: float = 0.5  # the swap keeps a's f_f
+    agree_r: float = 0.5  # the swap has b's f_r
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that defines a run."""
+
+    steps: int = 20_000  # optimizer steps in total, the warm-up included
+    warmup_steps: int = 2_000  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
+    batch_size: int = 16  # pairs, so twice as many images
+    lr: float = 4e-4  # generator side
+    lr_d: float = 4e-4  # discriminators
+    feature_d_steps: int = 2  # updates of D_f and D_r for each step; they are tiny and must keep up with the encoder
+    detach_f_r: bool = True  # reconstruction does not reach f_r, so identity cannot be smuggled into it
+    consistency: Literal["self", "cycle"] = "self"  # "self-reconstructed" in swap consistency: G(f_f, f_r) or I-hat
+    ema: float = 0.999  # decay of the averaged weights, those that are shipped
+    precision: Literal["bf16", "fp32"] = "bf16"
+    device: str = "cpu"
+    seed: int = 0
+    log_every: int = 20
+    sample_every: int = 500
+    save_every: int = 500
+    n_samples: int = 8  # pairs in each sample grid
+    weights: Weights = field(default_factory=Weights)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+# ------------------------------------------------------------------------------------------ the step, as in the paper
+
+
+@dataclass
+class Nets:
+    """All networks, their optimizers and the label statistics that weigh the losses."""
+
+    swapper: Swapper  # E and DG
+    ema: Swapper  # its moving average
+    D: ImageD
+    D_f: D_f
+    D_r: D_r | None  # None where no subject is labelled
+    opt_G: torch.optim.Optimizer
+    opt_D: torch.optim.Optimizer
+    opt_f: torch.optim.Optimizer
+    au_weight: Tensor  # (n,)
+    class_weight: Tensor  # (n, L)
+    subject_weight: Tensor  # (1, n_subjects)
+
+
+@dataclass
+class Batch:
+    """x holds a and b one after the other, so that rolling by half gives every image its partner."""
+
+    x: Tensor  # (2B, 3, S, S) in [-1, 1]
+    au: Tensor  # (2B, n) in [0, 5], NaN = missing
+    cls: Tensor  # (2B, n) AU classes, -1 = missing
+    subject: Tensor  # (2B, 1) index among the training subjects, -1 = missing
+
+
+@dataclass
+class Passes:
+    """What both passes give, for a and b at once."""
+
+    f_f: Tensor  # (2B, C, S/4, S/4)
+    f_r: Tensor  # (2B, n, d)
+    self_: Tensor  # (2B, 3, S, S)  G(f_f^a, f_r^a): should be I^a
+    swap: Tensor  # (2B, 3, S, S)  İ^a = G(f_f^a, f_r^b): a with the expression of b
+    f_f_swap: Tensor  # (2B, C, S/4, S/4)  E, DG of İ^a
+    cycle: Tensor  # (2B, 3, S, S)  Î^a, swapped back: should be I^a again
+
+
+def partner(t: Tensor) -> Tensor:
+    """(a, b) -> (b, a)."""
+    return t.roll(len(t) // 2, 0)
+
+
+def both_passes(swapper: Swapper, x: Tensor, detach_f_r: bool) -> Passes:
+    """Encode and swap, then encode the swapped images and swap back."""
+    f_f, f_r = swapper.encode(x)
+    given = f_r.detach() if detach_f_r else f_r
+    n = len(x)
+    self_, swap = swapper.generate(torch.cat([f_f, f_f]), torch.cat([given, partner(given)])).split(n)
+    f_f_swap, f_r_swap = swapper.encode(swap)
+    given = f_r_swap.detach() if detach_f_r else f_r_swap
+    cycle = swapper.generate(f_f_swap, partner(given))
+    return Passes(f_f, f_r, self_, swap, f_f_swap, cycle)
+
+
+def update_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str, Tensor]:
+    """The discriminators learn. Everything from the generator side is detached: it stays as it is, bit for bit."""
+    n = len(batch.x)
+    reference = (out.self_ if c.consistency == "self" else out.cycle).detach()
+    images = torch.cat([batch.x, reference, out.swap.detach()])
+    with autocast(c):
+        realism, swap, au = nets.D(images, torch.cat([batch.au, batch.au, partner(batch.au)]))
+    loss = {
+        "D_realism": tell_images(realism[:n], realism[2 * n :]),
+        "D_swap": tell_images(swap[n : 2 * n], swap[2 * n :]),
+        "D_au": au_loss(au[:n], batch.au, nets.au_weight),  # real images only
+    }
+    descend(nets.opt_D, sum(loss.values()))
+    for _ in range(c.feature_d_steps):
+        with autocast(c):
+            loss["D_f"] = tell_class(nets.D_f(out.f_f.detach()), batch.cls, nets.class_weight)
+            if nets.D_r is not None:
+                loss["D_r"] = tell_class(nets.D_r(out.f_r.detach()), batch.subject, nets.subject_weight)
+        descend(nets.opt_f, sum(loss[k] for k in ("D_f", "D_r") if k in loss))
+    return loss
+
+
+def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str, Tensor]:
+    """E and DG learn. The discriminators are frozen: gradients pass through them, none stay there."""
+    x, au, au_b, swapper, w = batch.x, batch.au, partner(batch.au), nets.swapper, c.weights
+    loss: dict[str, Tensor] = {}
+    with autocast(c):
+        # the AU branch learns from real images, and from nothing else
+        _, logit = swapper.read_au(augment(x))
+        loss["au"] = au_loss(logit, au, nets.au_weight)
+        # disentangle: f_f must not tell the AUs, f_r must not tell the subject
+        with frozen(nets.D_f):
+            loss["hide_au"] = hide_class(nets.D_f(out.f_f), batch.cls, nets.class_weight)
+        if nets.D_r is not None:
+            with frozen(nets.D_r):
+                loss["hide_subject"] = hide_class(nets.D_r(out.f_r), batch.subject, nets.subject_weight)
+        # images
+        loss["self_"] = reconstruction_loss(out.self_, x)
+        loss["cycle"] = reconstruction_loss(out.cycle, x)
+        with frozen(nets.D):
+            realism, swap, logit = nets.D(out.swap, au_b)
+        loss["realism"] = fool(realism)
+        loss["swap"] = fool(swap)
+        # the swap shows the AUs of b: its judges are frozen, and blurred by chance, or it would learn to please them
+        loss["guide_d"] = au_loss(logit, au_b, nets.au_weight)
+        with frozen(swapper):
+            f_r_swap, logit = swapper.read_au(augment(out.swap))
+        loss["guide"] = au_loss(logit, au_b, nets.au_weight)
+        loss["agree_f"] = agreement_loss(out.f_f_swap, out.f_f)
+        loss["agree_r"] = agreement_loss(f_r_swap, partner(out.f_r))
+    loss["G"] = torch.stack([getattr(w, name) * value for name, value in loss.items()]).sum()
+    descend(nets.opt_G, loss["G"])
+    return loss
+
+
+def train_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
+    """One step of the whole method."""
+    with autocast(c):
+        out = both_passes(nets.swapper, batch.x, c.detach_f_r)
+    return update_D(nets, batch, out, c) | update_G(nets, batch, out, c)
+
+
+def warmup_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
+    """One step of the AU branch, and of the AU head of D, on real images alone."""
+    x = augment(batch.x)
+    with autocast(c):
+        logit, (_, _, logit_d) = nets.swapper.read_au(x)[1], nets.D(x, batch.au)
+    loss = {"au": au_loss(logit, batch.au, nets.au_weight), "D_au": au_loss(logit_d, batch.au, nets.au_weight)}
+    descend(nets.opt_G, loss["au"])
+    descend(nets.opt_D, loss["D_au"])
+    return loss
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Any) -> None:
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"loss is {loss.item()}")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, gradients flow through the module but not into it; no noise, no power iteration of spectral norm."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    training = module.training
+    for p in trainable:
+        p.requires_grad_(False)
+    module.eval()
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+        module.train(training)
+
+
+def augment(x: Tensor) -> Tensor:
+    """Shift by up to 1/16 of the side, blur, noise, contrast and colour, at random for each image; differentiable.
+
+    Both what trains the AU branch and what it judges pass through here. x (B, 3, S, S) -> the same shape.
+    """
+    b, size = len(x), x.shape[-1]
+
+    def r(*shape: int) -> Tensor:
+        return torch.rand(b, *shape, device=x.device)
+
+    theta = torch.eye(2, 3, device=x.device).repeat(b, 1, 1)  # (B, 2, 3)
+    theta[:, :, 2] = (r(2) * 2 - 1) / 8  # of the half side
+    x = F.grid_sample(x, F.affine_grid(theta, [b, 3, size, size], align_corners=False), padding_mode="reflection",
+                      align_corners=False)  # fmt: skip
+    x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), r(1, 1, 1) * (r(1, 1, 1) < 0.5))
+    x = x * (0.8 + 0.4 * r(1, 1, 1)) + 0.2 * (r(3, 1, 1) - 0.5)
+    return x + 0.05 * r(1, 1, 1) * torch.randn_like(x)
+
+
+def autocast(c: TrainConfig) -> torch.autocast:
+    return torch.autocast(torch.device(c.device).type, torch.bfloat16, enabled=c.precision == "bf16")
+
+
+# ----------------------------------------------------------------------------------------------------------- the loop
+
+
+def build_nets(config: TrainConfig, data: FaceData) -> Nets:
+    """Networks and optimizers, from the seed alone, for these training images."""
+    torch.manual_seed(config.seed)
+    m, device = config.model, config.device
+    au = torch.from_numpy(data.au)
+    n_subjects = len(np.unique(data.subject[data.subject >= 0]))
+    swapper, d, d_f = Swapper(m), ImageD(m), D_f(m)
+    d_r = D_r(m, n_subjects) if n_subjects > 1 else None
+    swapper.au_names = data.au_names
+    for net in (swapper, d, d_f, d_r):
+        if net is not None:
+            net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = copy.deepcopy(swapper).eval().requires_grad_(False)
+
+    def adam(lr: float, *nets: nn.Module | None) -> torch.optim.Optimizer:
+        return torch.optim.Adam([p for net in nets if net is not None for p in net.parameters()], lr, betas=(0.5, 0.9))
+
+    weight = class_weights(au_classes(au, m.au_levels), max(m.au_levels))
+    return Nets(
+        swapper, ema, d, d_f, d_r,
+        adam(config.lr, swapper), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
+        au_weights(au).to(device), weight.to(device), torch.ones(1, max(n_subjects, 1), device=device),
+    )  # fmt: skip
+
+
+def batch_of(pairs: Any, subjects: Tensor, config: TrainConfig) -> Batch:
+    """PairBatch -> Batch, each image mirrored by a coin toss (AUs have no side)."""
+    x = to_float(torch.cat([pairs.image_a, pairs.image_b]))  # (2B, 3, S, S)
+    coin = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+    x = torch.where(coin, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
+    au = torch.cat([pairs.au_a, pairs.au_b])
+    subject = torch.cat([pairs.subject_a, pairs.subject_b])
+    index = torch.searchsorted(subjects, subject).masked_fill(subject < 0, -1)
+    return Batch(x, au, au_classes(au, config.model.au_levels), index[:, None])
+
+
+def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
+    """Train, or go on with what stands in `run`, and return the path of the checkpoint.
+
+    `run` gets log.csv, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs) and checkpoint.safetensors.
+    A run that was killed and started again ends, on the CPU, with the same bits as one that was not. SIGINT and SIGTERM
+    save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite.
+    """
+    run, path = Path(run), Path(run) / "checkpoint.safetensors"
+    (run / "samples").mkdir(parents=True, exist_ok=True)
+    config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
+    learn, device = data.subset("train"), config.device
+    nets = build_nets(config, learn)
+    start = resume(nets, path) if path.exists() else 0
+    subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(device)
+    split = "val" if (data.split == "val").any() else "train"
+    held_out = held_out_pairs(data, config.n_samples, config.seed, split=split)
+    feed = batches(learn, config.batch_size, seed=config.seed, device=device, first=start)
+    log, bar = Log(run / "log.csv", start), tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True)
+
+    def save(step: int) -> None:
+        about = checkpoint.describe(
+            nets.ema, step=step, train={k: v for k, v in asdict(config).items() if k != "model"}, data=data.meta
+        )
+        checkpoint.save(path, all_tensors(nets), about)
+
+    with stop_signals() as stop, bar:
+        for step in range(start, config.steps):
+            torch.manual_seed(config.seed * 1_000_003 + step)  # all chance in a step depends on the step alone
+            batch = batch_of(next(feed), subjects, config)
+            warm = step < config.warmup_steps
+            try:
+                loss = (warmup_step if warm else train_step)(nets, batch, config)
+            except FloatingPointError as error:
+                last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+                raise FloatingPointError(f"step {step}: {error}; {last}") from None
+            average(nets.ema, nets.swapper, config.ema, step)
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                values = {name: value.item() for name, value in loss.items()}
+                log.write(done, values)
+                rate = bar.format_dict["rate"] or 0
+                bar.set_postfix_str(
+                    f"{rate * 2 * config.batch_size:.0f} images/s "
+                    + " ".join(f"{k} {values[k]:.3f}" for k in ("au", "self_", "cycle", "realism", "guide") if k in values)
+                )
+            bar.update()
+            if done % config.sample_every == 0 or done == config.steps:
+                sample(nets.ema, data, held_out, device, run / "samples" / f"{done:07d}.png")
+            if done % config.save_every == 0 or done == config.steps or stop:
+                save(done)
+            if stop:
+                bar.write(f"stopped after step {done}; saved in {path}; the same command goes on from there")
+                if stop[0] == signal.SIGINT:
+                    raise KeyboardInterrupt
+                raise SystemExit(128 + stop[0])
+    return path
+
+
+def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """ema <- decay ema + (1 - decay) model; the decay is small at first, so that the average forgets the start."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+
+
+def all_tensors(nets: Nets) -> dict[str, Tensor]:
+    """Everything that a resumed run needs."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in vars(nets).items():
+        if isinstance(value, nn.Module):
+            tensors |= checkpoint.module_tensors(name, value)
+        elif isinstance(value, torch.optim.Optimizer):
+            tensors |= checkpoint.optimizer_tensors(name, value)
+    return tensors
+
+
+def resume(nets: Nets, path: Path) -> int:
+    """Fill networks and optimizers from a checkpoint -> number of steps done."""
+    tensors, about = checkpoint.load(path)
+    checkpoint.check_au_names(tuple(about["au_names"]), nets.swapper.au_names, path)
+    for name, value in vars(nets).items():
+        if isinstance(value, nn.Module):
+            checkpoint.load_module(name, value, tensors, path)
+        elif isinstance(value, torch.optim.Optimizer):
+            checkpoint.load_optimizer(name, value, tensors)
+    return about["step"]
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM are only noted, in the list that this gives; outside the main thread, nothing is."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Log:
+    """log.csv: one row for each logged step; a resumed run drops the rows after its checkpoint."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.columns = path, ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_au", "D_f", "D_r"]
+        rows = list(csv.DictReader(path.open())) if path.exists() else []
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["step"]) <= step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self.path.open("a", newline="") as file:
+            row = {"step": step} | {k: f"{v:.6g}" for k, v in values.items()}
+            csv.DictWriter(file, self.columns).writerow(row)
+
+
+@torch.no_grad()
+def sample(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: str, path: Path) -> None:
+    """A picture of rows (n, 2) of `data`: one column for each pair; a, b, swap, self-reconstruction, cross-cycle."""
+    a, b = (to_float(data.pixels(pairs[:, i], device)) for i in (0, 1))  # (n, 3, S, S)
+    swap_a, swap_b = swapper.swap(a, b)
+    cycle_a, _ = swapper.swap(swap_a, swap_b)
+    rows = torch.stack([a, b, swap_a, swapper.reconstruct(a), cycle_a])  # (5, n, 3, S, S)
+    n, size = len(pairs), data.size
+    grid = to_uint8(rows).permute(0, 3, 1, 4, 2).reshape(5 * size, n * size, 3)  # (5, S, n, S, 3) -> one image
+    partial = path.with_suffix(".partial.png")
+    Image.fromarray(grid.cpu().numpy()).save(partial)
+    partial.replace(path)

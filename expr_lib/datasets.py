@@ -178,7 +178,7 @@ def _read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     except (ValueError, OSError) as error:
         found, expected = path.stat().st_size, int(np.prod(shape))
         raise ValueError(
-            f"{path}: truncated or no .npy file: found {found} bytes, expected a header and {expected} of pixels ({error})"
+            f"{path}: truncated or not .npy: found {found} bytes, expected {expected} of pixels and a header ({error})"
         ) from None
     if images.shape != shape or images.dtype != np.uint8:
         raise ValueError(f"{path}: found {images.dtype} of shape {images.shape}, expected uint8 of shape {shape}")

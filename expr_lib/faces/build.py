@@ -1,0 +1,178 @@
+"""Rendered faces on disk: the data set folder that :mod:`expr_lib.datasets` opens.
+
+Rendering takes a while and machines are interrupted, so the folder grows in chunks of 64 images. Meanwhile it holds
+
+- ``images.npy.partial``  the pixels so far;
+- ``build.json``          the settings, and one checksum for each chunk that was finished.
+
+A chunk counts as finished when its pixels have the checksum in the journal, whatever happened in between. What was lost
+or damaged is rendered anew, always in the same chunks, so the bytes are those of an uninterrupted run. At the end the
+pixels get their name, and ``meta.json``, written last, marks the set as complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from expr_lib.faces.render import load_renderer
+from expr_lib.faces.sample import VERSION, FacePlan, FacesConfig, plan_faces
+from expr_lib.facs import AU_NAMES
+
+FORMAT = 1
+CHUNK = 64
+"""Images in one call of the renderer; never changed, as other chunks might round a pixel the other way."""
+
+_REBUILD = "delete the folder to build it again"
+
+
+def build(
+    folder: str | Path, config: FacesConfig, *, device: str | torch.device = "cpu", progress: bool = True
+) -> Path:
+    """Render the faces of ``config`` into ``folder``, or finish what an interrupted run began; returns the folder.
+
+    A finished folder of the same settings is checked and left as it is. The same settings give the same bytes on the
+    same kind of device. Every error keeps the images that were finished:
+
+    - ``ValueError``: the folder holds other settings, files of another origin or damaged files; nothing is touched;
+    - ``BlockingIOError``: another process is building there;
+    - ``OSError``: the disk is full or cannot be written; the same call goes on where it stopped.
+    """
+    folder, kind = Path(folder), torch.device(device).type
+    settings = {
+        "format": FORMAT,
+        "generator": VERSION,
+        "config": asdict(config),
+        "au_names": list(AU_NAMES),
+        "size": config.size,
+        "rows": config.n_subjects * config.images_per_subject,
+    }
+    if not _is_finished(folder, settings, kind):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".build.lock", timeout=0):
+                if not _is_finished(folder, settings, kind):  # again: another process may have been faster
+                    _finish(folder, config, settings, device, progress)
+        except Timeout:
+            raise BlockingIOError(f"{folder}: another process is building here; wait for it to end") from None
+    if (journal := folder / "build.json").exists():
+        journal.unlink(missing_ok=True)  # the last step, also for a run that was killed right before it
+    return folder
+
+
+def _is_finished(folder: Path, settings: dict[str, Any], kind: str) -> bool:
+    """True: complete and sound. False: nothing there yet, or these settings half done. Everything else is an error."""
+    meta, journal = folder / "meta.json", folder / "build.json"
+    if meta.exists():
+        found = _read_json(meta)
+        _check_settings(meta, found, settings)
+        for name in ("images.npy", "labels.csv"):
+            expected = found.get("sha256", {}).get(name)
+            actual = _sha256(folder / name) if (folder / name).is_file() else "no file"
+            if actual != expected:
+                raise ValueError(f"{folder / name}: damaged: found {actual}, expected {expected}; {_REBUILD}")
+        return True
+    if journal.exists():
+        _check_settings(journal, _read_json(journal), {**settings, "device": kind})
+    elif found_files := [name for name in ("images.npy", "labels.csv") if (folder / name).exists()]:
+        raise ValueError(f"{folder}: found {found_files[0]} without meta.json, expected a new or an empty folder")
+    return False
+
+
+@torch.inference_mode()
+def _finish(
+    folder: Path, config: FacesConfig, settings: dict[str, Any], device: str | torch.device, progress: bool
+) -> None:
+    images, partial, journal = folder / "images.npy", folder / "images.npy.partial", folder / "build.json"
+    renderer, plan, shape = load_renderer(device), plan_faces(config), (settings["rows"], config.size, config.size, 3)
+    bytes_per_image, finished = config.size**2 * 3, 0
+    try:
+        if not journal.exists():
+            _write(journal, json.dumps({**settings, "device": torch.device(device).type, "crc32": []}))
+        state = _read_json(journal)
+        if images.exists():  # killed after the pixels had got their name and before meta.json was there
+            os.replace(images, partial)
+        partial.touch()
+        needed, free = len(plan) * bytes_per_image - partial.stat().st_size, shutil.disk_usage(folder).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"disk full: found {free / 1e6:.0f} MB free, expected {needed / 1e6:.0f} MB")
+
+        with partial.open("r+b") as file, tqdm(total=len(plan), unit="image", disable=not progress) as bar:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            header, checksums = file.tell(), state.setdefault("crc32", [])
+            for k, first in enumerate(range(0, len(plan), CHUNK)):
+                rows = torch.arange(first, min(first + CHUNK, len(plan)))
+                start = header + first * bytes_per_image
+                file.seek(start)
+                if checksums[k : k + 1] != [zlib.crc32(file.read(len(rows) * bytes_per_image))]:
+                    pixels = plan.render(renderer, rows)[0].cpu().contiguous().numpy()  # (B, S, S, 3) uint8
+                    file.seek(start)
+                    file.write(pixels.data)
+                    file.flush()
+                    checksums[k : k + 1] = [zlib.crc32(pixels.data)]
+                    _write(journal, json.dumps(state))
+                finished += len(rows)
+                bar.update(len(rows))
+            file.truncate()  # what a damaged file had behind the last image
+            os.fsync(file.fileno())
+        _write(folder / "labels.csv", _labels(plan).to_csv(index=False, lineterminator="\n"))
+        hashes = {"images.npy": _sha256(partial), "labels.csv": _sha256(folder / "labels.csv")}
+        os.replace(partial, images)
+        _write(folder / "meta.json", json.dumps({**settings, "sha256": hashes}, indent=1) + "\n")
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot write: {error.strerror}; {finished} of {len(plan)} images are finished and kept, "
+            "make room and run the same command again"
+        ) from error
+
+
+def _labels(plan: FacePlan) -> pd.DataFrame:
+    """-> columns subject, split, AU1 ... AU43 (FACS intensity 0 to 5), yaw, pitch, roll (degrees)."""
+    columns = {"subject": plan.subject.numpy(), "split": np.asarray(plan.split)}
+    columns |= dict(zip(AU_NAMES, plan.au.numpy().T, strict=True))
+    return pd.DataFrame(columns | {name: getattr(plan.views, name).numpy() for name in ("yaw", "pitch", "roll")})
+
+
+def _check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            _check_settings(path, found.get(key, {}), value)
+        elif found.get(key) != value:
+            raise ValueError(
+                f"{path}: other settings: {key}: found {found.get(key)!r}, expected {value!r}; choose another folder"
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: damaged: {error}, expected a JSON object; {_REBUILD}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(text.encode())
+    os.replace(partial, path)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

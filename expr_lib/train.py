@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -33,8 +32,8 @@ from expr_lib.losses import (
     tell_class,
     tell_images,
 )
-from expr_lib.model import D_f, D_r, ModelConfig, Swapper, au_classes
 from expr_lib.model import D as ImageD
+from expr_lib.model import D_f, D_r, ModelConfig, Swapper, au_classes
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class TrainConfig:
     detach_f_r: bool = True  # reconstruction does not reach f_r, so identity cannot be smuggled into it
     consistency: Literal["self", "cycle"] = "self"  # "self-reconstructed" in swap consistency: G(f_f, f_r) or I-hat
     ema: float = 0.999  # decay of the averaged weights, those that are shipped
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it, else fp32
     device: str = "cpu"
     seed: int = 0
     log_every: int = 20
@@ -257,7 +256,17 @@ def autocast(c: TrainConfig) -> torch.autocast:
     return torch.autocast(torch.device(c.device).type, torch.bfloat16, enabled=c.precision == "bf16")
 
 
+def best_precision(device: str) -> Literal["bf16", "fp32"]:
+    """bf16 on a GPU that has it and on a CPU with matrix tiles (AMX); without those it is slower than fp32."""
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if device == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 # ----------------------------------------------------------------------------------------------------------- the loop
+
+
+SHOWN = ("au", "self_", "cycle", "realism", "guide")  # losses beside the progress bar
 
 
 def build_nets(config: TrainConfig, data: FaceData) -> Nets:
@@ -306,6 +315,8 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
     run, path = Path(run), Path(run) / "checkpoint.safetensors"
     (run / "samples").mkdir(parents=True, exist_ok=True)
     config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
+    if config.precision == "auto":
+        config = replace(config, precision=best_precision(config.device))
     learn, device = data.subset("train"), config.device
     nets = build_nets(config, learn)
     start = resume(nets, path) if path.exists() else 0
@@ -337,10 +348,8 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
                 values = {name: value.item() for name, value in loss.items()}
                 log.write(done, values)
                 rate = bar.format_dict["rate"] or 0
-                bar.set_postfix_str(
-                    f"{rate * 2 * config.batch_size:.0f} images/s "
-                    + " ".join(f"{k} {values[k]:.3f}" for k in ("au", "self_", "cycle", "realism", "guide") if k in values)
-                )
+                shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
+                bar.set_postfix_str(f"{rate * 2 * config.batch_size:.0f} images/s {shown}")
             bar.update()
             if done % config.sample_every == 0 or done == config.steps:
                 sample(nets.ema, data, held_out, device, run / "samples" / f"{done:07d}.png")
@@ -403,7 +412,8 @@ class Log:
     """log.csv: one row for each logged step; a resumed run drops the rows after its checkpoint."""
 
     def __init__(self, path: Path, step: int) -> None:
-        self.path, self.columns = path, ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_au", "D_f", "D_r"]
+        self.path = path
+        self.columns = ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_au", "D_f", "D_r"]
         rows = list(csv.DictReader(path.open())) if path.exists() else []
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")

@@ -1,0 +1,401 @@
+"""Two frozen judges that measure a swap and never take part in training it: an AU estimator and an identity embedder.
+
+They learn from a data set of their own (another seed, so nobody in it is met in training or test), under random
+shift, colour, blur and noise, so that a soft or shifted image is still read for what it shows. What they reach on true
+renders of people they have not met is their ceiling: no swap can be expected to score above it. It stands in the
+metadata of the weights, measured with the very numbers that ship (half precision).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from expr_lib.datasets import FaceData, to_float
+from expr_lib.facs import AU_NAMES, MAX_INTENSITY
+from expr_lib.metrics import icc31, pearson
+
+FORMAT = 1
+SIZE = 64
+"""Pixels a side at which the judges look; other sizes are resized first."""
+FALSE_ACCEPTS = 0.01
+"""Share of pairs of different people that the identity judge takes for one person."""
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+# -- the two networks ----------------------------------------------------------------------------------------------
+
+
+def _conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.body(x))
+
+
+def _trunk(width: int) -> nn.Sequential:
+    """A small residual network with batch norm: (B, 3, 64, 64) -> (B, 64 * width), places kept apart."""
+    return nn.Sequential(
+        nn.PixelUnshuffle(2),  # (B, 3, 64, 64) -> (B, 12, 32, 32): nothing is lost before the first layer
+        _conv(12, width),
+        _Residual(width),
+        _conv(width, 2 * width, stride=2),  # (B, 2w, 16, 16)
+        _Residual(2 * width),
+        _conv(2 * width, 4 * width, stride=2),  # (B, 4w, 8, 8)
+        _Residual(4 * width),
+        _conv(4 * width, 4 * width, stride=2),  # (B, 4w, 4, 4)
+        nn.Flatten(),  # (B, 64w)
+        nn.Dropout(0.2),
+    )
+
+
+def _resize(image: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, 64, 64), bilinear, antialiased."""
+    if image.ndim != 4 or image.shape[1] != 3:
+        raise ValueError(f"image: found shape {tuple(image.shape)}, expected (B, 3, H, W)")
+    if image.shape[2:] == (SIZE, SIZE):
+        return image
+    return F.interpolate(image, size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
+
+
+class AUJudge(nn.Module):
+    """Image (B, 3, H, W) in [-1, 1] -> intensities (B, n_aus) in [0, 5], the FACS scale."""
+
+    def __init__(self, n_aus: int = len(AU_NAMES), width: int = 32) -> None:
+        super().__init__()
+        self.config = {"n_aus": n_aus, "width": width}
+        self.trunk = _trunk(width)
+        self.head = nn.Linear(64 * width, n_aus)
+        self.metadata: dict[str, Any] = {}
+
+    def raw(self, image: Tensor) -> Tensor:
+        """Intensities before they are clamped, (B, n_aus): what training regresses, so that 0 has a gradient."""
+        return self.head(self.trunk(_resize(image)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.raw(image).float().clamp(0, MAX_INTENSITY)
+
+
+class IdentityJudge(nn.Module):
+    """Image (B, 3, H, W) in [-1, 1] -> embedding (B, 128) of unit length; above ``threshold``, two show one person.
+
+    ``threshold`` is the cosine that a share ``FALSE_ACCEPTS`` of the pairs of two different, unseen people exceeds.
+    """
+
+    def __init__(self, width: int = 32, dim: int = 128) -> None:
+        super().__init__()
+        self.config = {"width": width, "dim": dim}
+        self.trunk = _trunk(width)
+        self.head = nn.Sequential(nn.Linear(64 * width, dim, bias=False), nn.BatchNorm1d(dim))
+        self.metadata: dict[str, Any] = {}
+
+    @property
+    def threshold(self) -> float:
+        """Cosine above which two images are accepted as one person; ``KeyError`` where it was never measured."""
+        return float(self.metadata["threshold"])
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.normalize(self.head(self.trunk(_resize(image))).float(), dim=1)
+
+
+Judge = TypeVar("Judge", AUJudge, IdentityJudge)
+
+
+class Judges(NamedTuple):
+    """The pair of judges, frozen and in eval mode."""
+
+    au: AUJudge
+    identity: IdentityJudge
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """How both judges are trained; the defaults take some 8 minutes each for 15,000 images on two CPU cores."""
+
+    epochs: int = 7
+    batch_size: int = 64
+    lr: float = 3e-3  # peak of the one-cycle schedule
+    weight_decay: float = 0.02
+    scale: float = 20.0  # CosFace: the softmax sees scale * (cosine - margin)
+    margin: float = 0.2
+    width: int = 32
+    seed: int = 0
+    bf16: bool = True
+
+
+def augment(image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Random flip, shift (up to 3/64), colour, blur and noise, drawn for each image; (B, 3, S, S) in [-1, 1] -> same.
+
+    AU labels hold for both sides of the face, and a mirrored person is taken for the same person.
+    """
+    n, device = len(image), image.device
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=generator, device=device) * (high - low) + low
+
+    theta = torch.zeros(n, 2, 3, device=device)  # affine maps of the sampling grid
+    theta[:, 0, 0] = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)  # mirror
+    theta[:, 1, 1] = 1.0
+    theta[:, :, 2] = uniform(-0.094, 0.094, 2)  # half widths: 3 of 32 pixels
+    grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, S, S, 2)
+    image = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
+    image = image * uniform(0.8, 1.2, 3, 1, 1) + uniform(-0.15, 0.15, 1, 1, 1) + uniform(-0.05, 0.05, 3, 1, 1)
+    soft = F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    image = torch.lerp(image, soft, uniform(0, 1, 1, 1, 1) ** 2)  # mostly sharp
+    noise = torch.randn(image.shape, generator=generator, device=device)
+    return (image + noise * uniform(0, 0.06, 1, 1, 1)).clamp(-1, 1)
+
+
+def au_loss(raw: Tensor, au: Tensor, variance: Tensor) -> Tensor:
+    """Squared error over the variance of each AU, so that rare AUs count as much as common ones; NaN is skipped.
+
+    ``raw``, ``au``: (B, n_aus); ``variance``: (n_aus,). A scalar.
+    """
+    known = ~au.isnan()
+    return ((raw - au.nan_to_num()).square() / variance)[known].sum() / known.sum().clamp(min=1)
+
+
+def cosface_loss(embedding: Tensor, centres: Tensor, subject: Tensor, scale: float, margin: float) -> Tensor:
+    """Cross-entropy of ``scale * (cos - margin at the true subject)``: large-margin cosine loss.
+
+    ``embedding``: (B, D) of unit length; ``centres``: (n_subjects, D); ``subject``: (B,) int64. A scalar.
+    Source: Wang et al., *CosFace: Large Margin Cosine Loss for Deep Face Recognition*, CVPR 2018, eq. 4.
+    """
+    cosine = embedding @ F.normalize(centres, dim=1).T  # (B, n_subjects)
+    return F.cross_entropy(scale * (cosine - margin * F.one_hot(subject, len(centres))), subject)
+
+
+def _fit(
+    data: FaceData, parameters: list[nn.Parameter], loss_of: Callable[[Tensor, Tensor], Tensor], config: JudgeConfig,
+    device: str, name: str, progress: bool,
+) -> None:  # fmt: skip
+    """AdamW on a one-cycle schedule; ``loss_of(augmented images, rows)`` is a scalar."""
+    rng = np.random.default_rng(config.seed)
+    noise = torch.Generator(device).manual_seed(config.seed)
+    batch = min(config.batch_size, len(data))
+    steps = config.epochs * (len(data) // batch)
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps + 1, pct_start=0.2)
+    bar = tqdm(total=steps * batch, desc=name, unit="img", disable=not progress)
+    for _ in range(config.epochs):
+        for rows in rng.permutation(len(data))[: len(data) // batch * batch].reshape(-1, batch):
+            image = augment(_resize(to_float(data.pixels(rows, device))), noise)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
+                loss = loss_of(image.contiguous(memory_format=torch.channels_last), torch.from_numpy(rows).to(device))
+            if not loss.isfinite():
+                raise RuntimeError(f"{name}: the loss became {loss.item()}; expected a finite number: try a smaller lr")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update(batch)
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    bar.close()
+
+
+def train_au_judge(
+    data: FaceData, config: JudgeConfig | None = None, *, device: str = "cpu", progress: bool = True
+) -> AUJudge:
+    """Train an AU judge on the ``train`` rows of ``data``; eval mode."""
+    config, train = config or JudgeConfig(), data.subset("train")
+    torch.manual_seed(config.seed + 101)
+    judge = AUJudge(len(data.au_names), config.width).to(device).train()
+    au = torch.from_numpy(train.au).to(device)  # (N, n_aus)
+    mean = au.nanmean(0)  # (n_aus,)
+    variance = (au - mean).square().nanmean(0).clamp(min=0.05)
+    with torch.no_grad():
+        judge.head.bias.copy_(mean.nan_to_num())
+    _fit(
+        train, list(judge.parameters()), lambda image, rows: au_loss(judge.raw(image).float(), au[rows], variance),
+        config, device, "AU judge", progress,
+    )  # fmt: skip
+    return judge.eval()
+
+
+def train_identity_judge(
+    data: FaceData, config: JudgeConfig | None = None, *, device: str = "cpu", progress: bool = True
+) -> IdentityJudge:
+    """Train an identity judge to tell the ``train`` subjects of ``data`` apart; eval mode, threshold not yet set."""
+    config, train = config or JudgeConfig(), data.subset("train")
+    torch.manual_seed(config.seed + 202)
+    judge = IdentityJudge(config.width).to(device).train()
+    names, index = np.unique(train.subject, return_inverse=True)
+    subject = torch.from_numpy(index).to(device)  # (N,) in 0 .. n_subjects - 1
+    centres = nn.Parameter(torch.randn(len(names), judge.config["dim"], device=device))
+
+    def loss_of(image: Tensor, rows: Tensor) -> Tensor:
+        return cosface_loss(judge(image), centres, subject[rows], config.scale, config.margin)
+
+    _fit(train, [*judge.parameters(), centres], loss_of, config, device, "identity judge", progress)
+    return judge.eval()
+
+
+# -- their ceilings on true renders of unseen people ---------------------------------------------------------------
+
+
+@torch.no_grad()
+def judge_all(judge: nn.Module, data: FaceData, *, device: str = "cpu", batch_size: int = 256) -> Tensor:
+    """The judge's answer to every image of ``data``, in order, on the CPU: (N, n_aus) or (N, 128)."""
+    parts = np.array_split(np.arange(len(data)), max(1, -(-len(data) // batch_size)))
+    return torch.cat([judge(to_float(data.pixels(rows, device))).cpu() for rows in parts])
+
+
+def au_ceilings(judged: Tensor, au: Tensor, au_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Correlation and ICC(3,1) of ``judged`` with the labels ``au``, both (N, n_aus), for each AU and their mean."""
+    r, icc = pearson(judged, au), icc31(judged, au)  # (n_aus,), (n_aus,)
+    table = {n: {"r": float(x), "icc": float(y)} for n, x, y in zip(au_names, r, icc, strict=True)}
+    return table | {"mean": {"r": float(r.nanmean()), "icc": float(icc.nanmean())}}
+
+
+def pair_cosines(embedding: Tensor, subject: np.ndarray, *, limit: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all pairs -> (of one person, of two people), both 1-D; only the first ``limit`` of a seeded shuffle.
+
+    ``embedding``: (N, D) of unit length; ``subject``: (N,).
+    """
+    rows = np.random.default_rng(0).permutation(len(subject))[:limit]
+    e, s = embedding.numpy()[rows], subject[rows]
+    upper = np.triu_indices(len(rows), k=1)
+    cosine, same = (e @ e.T)[upper], (s[:, None] == s[None, :])[upper]
+    return cosine[same], cosine[~same]
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def save_judge(path: Path, judge: AUJudge | IdentityJudge) -> None:
+    """Write weights (matrices in half precision) and ``judge.metadata`` as safetensors, to a temporary name first."""
+    tensors = {
+        name: (t.half() if t.ndim > 1 and t.is_floating_point() else t).contiguous().cpu()
+        for name, t in judge.state_dict().items()
+    }
+    metadata = {"format": FORMAT, "kind": type(judge).__name__, "config": judge.config, **judge.metadata}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, {key: json.dumps(value) for key, value in metadata.items()})
+    os.replace(part, path)
+
+
+def load_judge(path: Path, kind: type[Judge], device: str = "cpu") -> Judge:
+    """Read a judge of this class, frozen, in eval mode. Raises ``FileNotFoundError``, ``ValueError`` in one line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected the weights of a judge (made by `expr-lib judges`)")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file: {error}") from None
+    found = (metadata.pop("kind", None), metadata.pop("format", None))
+    if found != (kind.__name__, FORMAT):
+        raise ValueError(f"{path}: found {found[0]} of format {found[1]}, expected {kind.__name__} of format {FORMAT}")
+    try:
+        judge = kind(**metadata.pop("config"))
+        judge.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: not the weights of {kind.__name__}: {' '.join(str(error).split())}") from None
+    judge.metadata = metadata
+    return judge.to(device).requires_grad_(False).eval()
+
+
+def _paths(folder: Path) -> tuple[Path, Path]:
+    return folder / f"au-judge-{SIZE}.safetensors", folder / f"id-judge-{SIZE}.safetensors"
+
+
+def load_judges(device: str = "cpu", folder: str | Path = WEIGHTS) -> Judges:
+    """The two judges that ship with the project (or those of ``folder``), frozen and in eval mode."""
+    au, identity = _paths(Path(folder))
+    return Judges(load_judge(au, AUJudge, device), load_judge(identity, IdentityJudge, device))
+
+
+def _finished(path: Path, kind: type[Judge], made: dict[str, Any]) -> bool:
+    """Is there a judge already that was ``made`` so, with its ceilings?"""
+    try:
+        found = load_judge(path, kind).metadata
+    except (FileNotFoundError, ValueError):
+        return False
+    return "ceilings" in found and json.dumps({key: found.get(key) for key in made}) == json.dumps(made)
+
+
+def train_judges(
+    folder: str | Path, out: str | Path = WEIGHTS, config: JudgeConfig | None = None, *,
+    device: str = "cpu", progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Train both judges on the data set in ``folder`` and write them with their ceilings to ``out``.
+
+    ``folder`` must hold people who are in no training and no test set: build it with a seed of its own. Learns from
+    ``train``, sets the threshold on ``val``, measures the ceilings on ``test``. A judge that ``out`` already holds for
+    the same data and config is kept, so an interrupted run goes on with the second judge. Returns the report, which is
+    also written as ``judges-64.json``.
+    """
+    data, out, config = FaceData.open(folder), Path(out), config or JudgeConfig()
+    val, test = data.subset("val"), data.subset("test")
+    for name, part in (("val", val), ("test", test)):
+        if len(np.unique(part.subject)) < 2:
+            raise ValueError(f"{folder}: split {name}: found {len(part)} rows, expected two subjects at least")
+    made = {
+        "data": {key: data.meta.get(key) for key in ("generator", "config", "sha256")},
+        "training": asdict(config),
+        "au_names": list(data.au_names),
+    }
+    au_path, id_path = _paths(out)
+
+    if not _finished(au_path, AUJudge, made):
+        au_judge = train_au_judge(data, config, device=device, progress=progress)
+        save_judge(au_path, au_judge)
+        au_judge = load_judge(au_path, AUJudge, device)  # measure what ships: half precision
+        ceilings = au_ceilings(judge_all(au_judge, test, device=device), torch.from_numpy(test.au), data.au_names)
+        au_judge.metadata = made | {"ceilings": ceilings}
+        save_judge(au_path, au_judge)
+    if not _finished(id_path, IdentityJudge, made):
+        id_judge = train_identity_judge(data, config, device=device, progress=progress)
+        save_judge(id_path, id_judge)
+        id_judge = load_judge(id_path, IdentityJudge, device)
+        _, others = pair_cosines(judge_all(id_judge, val, device=device), val.subject)
+        threshold = float(np.quantile(others, 1 - FALSE_ACCEPTS))
+        one, two = pair_cosines(judge_all(id_judge, test, device=device), test.subject)
+        id_judge.metadata = made | {
+            "threshold": threshold,
+            "ceilings": {
+                "true_accepts": float((one > threshold).mean()),
+                "false_accepts": float((two > threshold).mean()),
+                "subjects": len(np.unique(test.subject)),
+            },
+        }
+        save_judge(id_path, id_judge)
+
+    judges = load_judges(device, out)
+    report = made | {
+        "images": {name: int((data.split == name).sum()) for name in ("train", "val", "test")},
+        "au": judges.au.metadata["ceilings"],
+        "identity": {"threshold": judges.identity.threshold, **judges.identity.metadata["ceilings"]},
+        "bytes": {path.name: path.stat().st_size for path in (au_path, id_path)},
+    }
+    unfinished = out / f"judges-{SIZE}.json.part"
+    unfinished.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(unfinished, out / f"judges-{SIZE}.json")
+    return report

@@ -1,0 +1,194 @@
+"""The judges: shapes, ranges, what training must and must not do, and files that tell what is wrong with them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from expr_lib import judges as judges_module
+from expr_lib.datasets import FaceData
+from expr_lib.facs import AU_NAMES
+from expr_lib.judges import (
+    AUJudge,
+    IdentityJudge,
+    JudgeConfig,
+    Judges,
+    au_ceilings,
+    au_loss,
+    augment,
+    cosface_loss,
+    judge_all,
+    load_judge,
+    load_judges,
+    pair_cosines,
+    save_judge,
+    train_au_judge,
+    train_identity_judge,
+    train_judges,
+)
+
+TINY = JudgeConfig(epochs=6, batch_size=32, width=8, lr=1e-2, bf16=False)
+
+
+def toy_faces(n_subjects=40, per_subject=12, seed=0) -> FaceData:
+    """Flat faces: the brightness of the top is the AU, the colours of the bottom are the person."""
+    rng = np.random.default_rng(seed)
+    subject = np.repeat(np.arange(n_subjects), per_subject)
+    au = (rng.random((len(subject), 2)) * 5).astype(np.float32)
+    colour = rng.integers(30, 220, (n_subjects, 6))
+    images = np.full((len(subject), 64, 64, 3), 128, np.uint8)
+    images[:, 4:18, 8:56] = (au[:, 0] * 50)[:, None, None, None]  # both sides, as AUs have
+    images[:, 18:32, 8:56] = (au[:, 1] * 50)[:, None, None, None]
+    for part in range(2):
+        images[:, 36 + 14 * part : 48 + 14 * part, 8:56] = colour[subject, 3 * part : 3 * part + 3][:, None, None]
+    split = np.where(subject < n_subjects // 2, "train", np.where(subject < n_subjects * 3 // 4, "val", "test"))
+    return FaceData(images, subject, split, au, ("AU1", "AU2"), {"generator": "toy", "sha256": {}, "config": {}})
+
+
+@pytest.fixture(scope="module")
+def faces() -> FaceData:
+    return toy_faces()
+
+
+def test_judges_answer_in_their_ranges_at_any_size():
+    torch.manual_seed(0)
+    au, identity = AUJudge().eval(), IdentityJudge().eval()
+    with torch.no_grad():
+        au.head.bias.fill_(50.0)
+        for size in (64, 48, 128):
+            image = torch.rand(3, 3, size, size) * 2 - 1
+            assert torch.equal(au(image), torch.full((3, len(AU_NAMES)), 5.0))  # clamped to intensity E
+            assert torch.allclose(identity(image).norm(dim=1), torch.ones(3), atol=1e-5)
+            assert identity(image).shape == (3, 128)
+    for shape in [(3, 64, 64), (1, 1, 64, 64)]:
+        with pytest.raises(ValueError, match=r"image: found shape .* expected \(B, 3, H, W\)"):
+            au(torch.zeros(shape))
+
+
+def test_in_eval_mode_an_answer_does_not_depend_on_the_rest_of_the_batch():
+    torch.manual_seed(0)
+    image = torch.rand(5, 3, 64, 64) * 2 - 1
+    for judge in (AUJudge(width=8).eval(), IdentityJudge(width=8).eval()):
+        with torch.no_grad():
+            assert torch.allclose(judge(image)[2:3], judge(image[2:3]), atol=1e-5)
+
+
+def test_au_loss_by_hand_and_blind_to_missing_labels():
+    raw = torch.tensor([[1.0, 2.0], [3.0, 9.0]], requires_grad=True)
+    au = torch.tensor([[0.0, 4.0], [1.0, torch.nan]])
+    loss = au_loss(raw, au, torch.tensor([1.0, 2.0]))
+    assert loss.item() == pytest.approx((1 + 4 / 2 + 4) / 3)
+    loss.backward()
+    assert raw.grad[1, 1] == 0 and raw.grad.isfinite().all()
+    assert au_loss(raw, torch.full((2, 2), torch.nan), torch.ones(2)).item() == 0  # nothing known, nothing lost
+
+
+def test_cosface_by_hand():
+    embedding, centres = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 3.0]])
+    expected = -np.log(np.exp(10 * 0.8) / (np.exp(10 * 0.8) + 1))  # cosines 1 and 0, margin 0.2, scale 10
+    assert cosface_loss(embedding, centres, torch.tensor([0]), 10.0, 0.2).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_augmentation_is_seeded_stays_in_range_and_differs_between_images():
+    image = (torch.rand(1, 3, 64, 64) * 2 - 1).expand(6, -1, -1, -1)
+    once, again = (augment(image, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(once, again)
+    assert once.shape == image.shape and once.abs().max() <= 1
+    assert all((once[0] - once[i]).abs().mean() > 0.01 for i in range(1, 6))
+
+
+def test_au_judge_learns_aus_with_missing_labels_and_repeats_itself(faces):
+    au = faces.au.copy()
+    au[::3, 0] = np.nan
+    holes = replace(faces, au=au)
+    judge = train_au_judge(holes, TINY, progress=False)
+    test = faces.subset("test")
+    ceilings = au_ceilings(judge_all(judge, test), torch.from_numpy(test.au), faces.au_names)
+    assert min(ceilings["AU1"]["icc"], ceilings["AU2"]["icc"]) > 0.8
+    assert not judge.training and ceilings["mean"]["r"] >= ceilings["mean"]["icc"] - 1e-9
+    short = replace(TINY, epochs=1)
+    first, second = (train_au_judge(holes, short, progress=False).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_identity_judge_tells_unseen_people_apart(faces):
+    judge = train_identity_judge(faces, replace(TINY, epochs=8), progress=False)
+    test = faces.subset("test")
+    one, two = pair_cosines(judge_all(judge, test), test.subject)
+    assert len(one) == 10 * 12 * 11 // 2 and len(one) + len(two) == 120 * 119 // 2
+    assert one.mean() > two.mean() + 0.2
+
+
+def test_train_judges_reports_ships_and_does_not_train_twice(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(FaceData, "open", lambda folder: faces)
+    config = replace(TINY, epochs=2)
+    report = train_judges("toy", tmp_path, config, progress=False)
+    assert report == json.loads((tmp_path / "judges-64.json").read_text())
+    assert set(report["au"]) == {"AU1", "AU2", "mean"}
+    assert 0 <= report["identity"]["true_accepts"] <= 1 and report["identity"]["subjects"] == 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == [  # nothing half-written stays
+        "au-judge-64.safetensors", "id-judge-64.safetensors", "judges-64.json"
+    ]  # fmt: skip
+    judges = load_judges(folder=tmp_path)
+    assert isinstance(judges, Judges) and not judges.au.training and not judges.identity.training
+    assert not any(p.requires_grad for j in judges for p in j.parameters())
+    assert judges.identity.threshold == report["identity"]["threshold"]
+    val = faces.subset("val")  # the threshold lets 1 % of the pairs of two people through
+    assert (pair_cosines(judge_all(judges.identity, val), val.subject)[1] > judges.identity.threshold).mean() < 0.0101
+    with safe_open(tmp_path / "au-judge-64.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["ceilings"]) == report["au"]
+
+    def train_again(*args, **kwargs):
+        raise AssertionError("a finished judge was trained again")
+
+    monkeypatch.setattr(judges_module, "train_au_judge", train_again)
+    monkeypatch.setattr(judges_module, "train_identity_judge", train_again)
+    assert train_judges("toy", tmp_path, config, progress=False) == report
+    with pytest.raises(AssertionError, match="trained again"):
+        train_judges("toy", tmp_path, replace(config, seed=1), progress=False)
+
+
+def test_train_judges_wants_people_to_be_measured_on(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(FaceData, "open", lambda folder: faces.subset("train"))
+    with pytest.raises(ValueError, match="toy: split val: found 0 rows, expected two subjects"):
+        train_judges("toy", tmp_path, TINY, progress=False)
+
+
+def test_a_full_size_judge_is_small_and_survives_its_file(tmp_path):
+    torch.manual_seed(0)
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    for judge in (AUJudge().eval(), IdentityJudge().eval()):
+        path = tmp_path / "judge.safetensors"
+        judge.metadata = {"threshold": 0.5, "au_names": list(AU_NAMES)}
+        save_judge(path, judge)
+        assert path.stat().st_size <= 2 * 10**6
+        again = load_judge(path, type(judge))
+        assert again.metadata == judge.metadata
+        with torch.no_grad():
+            assert torch.allclose(again(image), judge(image), atol=5e-3)  # half precision
+
+
+def test_broken_files_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "au-judge-64.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"au-judge-64.safetensors: not found"):
+        load_judges(folder=tmp_path)
+    path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
+        load_judge(path, AUJudge)
+    save_judge(path, AUJudge(width=8))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
+        load_judge(path, AUJudge)
+    judge = AUJudge(width=8)
+    judge.config = {"n_aus": 3, "width": 8}
+    save_judge(path, judge)
+    with pytest.raises(ValueError, match="not the weights of AUJudge") as error:
+        load_judge(path, AUJudge)
+    assert "\n" not in str(error.value)
+    save_judge(path, IdentityJudge(width=8))
+    save_judge(tmp_path / "id-judge-64.safetensors", IdentityJudge(width=8))
+    with pytest.raises(ValueError, match="found IdentityJudge of format 1, expected AUJudge of format 1"):
+        load_judges(folder=tmp_path)

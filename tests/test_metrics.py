@@ -1,0 +1,280 @@
+"""Every measure against values worked out by hand, by definition, or by another library."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import f1_score
+from torchmetrics.image.kid import poly_mmd
+
+from expr_lib.metrics import (
+    bootstrap,
+    f1,
+    icc31,
+    identity_kept,
+    kid,
+    leak_au,
+    leak_id,
+    masked_l1,
+    mmd2,
+    partial_correlation,
+    pearson,
+    polynomial_kernel,
+    probe_au,
+    probe_subject,
+    psnr,
+    ssim,
+    total_transfer_score,
+    transfer_score,
+)
+
+SHROUT_FLEISS = np.array(  # table 2 of the 1979 paper: 6 targets, 4 judges
+    [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float
+)
+
+
+def icc31_anova(ratings: np.ndarray) -> float:
+    """ICC(3,1) of any number of raters by its mean squares: (n targets, k raters) -> a number."""
+    n, k = ratings.shape
+    rows, columns, mean = ratings.mean(1, keepdims=True), ratings.mean(0, keepdims=True), ratings.mean()
+    bms = k * ((rows - mean) ** 2).sum() / (n - 1)
+    ems = ((ratings - rows - columns + mean) ** 2).sum() / ((n - 1) * (k - 1))
+    return (bms - ems) / (bms + (k - 1) * ems)
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_icc31_agrees_with_the_paper_that_defined_it():
+    assert icc31_anova(SHROUT_FLEISS) == pytest.approx(0.71, abs=0.005)  # table 4 of the paper
+    for i in range(4):
+        for j in range(i):
+            x, y = torch.from_numpy(SHROUT_FLEISS[:, [i]]), torch.from_numpy(SHROUT_FLEISS[:, [j]])
+            assert icc31(x, y).item() == pytest.approx(icc31_anova(SHROUT_FLEISS[:, [i, j]]))
+
+
+def test_icc31_by_hand_and_at_its_extremes():
+    x = torch.tensor([[0.0], [1.0], [2.0]])
+    assert icc31(x, x).item() == pytest.approx(1)
+    assert icc31(x + 5, x).item() == pytest.approx(1)  # consistency: an offset is forgiven
+    assert icc31(2 * x, x).item() == pytest.approx(2 * 2 / (4 + 1))  # a wider scale is not; a correlation would be 1
+    assert icc31(-x, x).item() == pytest.approx(-1)
+    assert icc31(torch.ones(3, 1), x).item() == 0  # a judge that always says the same
+    assert icc31(torch.ones(3, 1), torch.ones(3, 1)).isnan().all()
+
+
+@pytest.mark.parametrize("measure", [icc31, pearson, f1])
+def test_a_missing_label_leaves_out_its_row_of_its_column_only(measure):
+    x, y = rand(30, 3) + 1, rand(30, 3, seed=1) + 1
+    full = measure(x, y)
+    holes = y.clone()
+    holes[:10, 1] = torch.nan
+    found = measure(x, holes)
+    assert torch.equal(found[[0, 2]], full[[0, 2]])
+    assert torch.allclose(found[1:2], measure(x[10:, 1:2], y[10:, 1:2]))
+    holes[:, 1] = torch.nan
+    assert measure(x, holes).isnan().tolist() == [False, True, False]
+    with pytest.raises(ValueError, match=r"found shapes .* expected one shape"):
+        measure(x, y[:, :2])
+
+
+def test_pearson_agrees_with_numpy():
+    x, y = rand(50, 2), rand(50, 2, seed=1)
+    expected = [np.corrcoef(x[:, k], y[:, k])[0, 1] for k in range(2)]
+    assert pearson(x, y).tolist() == pytest.approx(expected)
+
+
+def test_f1_agrees_with_scikit_learn():
+    x, y = rand(200, 4) + 1, rand(200, 4, seed=1) + 1
+    expected = [f1_score(y[:, k] >= 1, x[:, k] >= 1) for k in range(4)]
+    assert f1(x, y).tolist() == pytest.approx(expected)
+    assert f1(y, y).tolist() == [1.0] * 4
+    absent = torch.zeros(5, 1)
+    assert f1(absent, absent).isnan().all()
+    assert f1(torch.tensor([[1.0]]), torch.tensor([[1.0]])).item() == 1  # FACS A counts as present
+
+
+def test_partial_correlation_is_the_correlation_of_the_residuals():
+    z = rand(300, 2)
+    x, y = 0.8 * z + rand(300, 2, seed=1), -0.5 * z + 0.4 * rand(300, 2, seed=1) + rand(300, 2, seed=2)
+    for k in range(2):
+        given = z[:, [k]].numpy()
+        rest = [
+            v[:, k].numpy() - LinearRegression().fit(given, v[:, k].numpy()).predict(given) for v in (x, y)
+        ]  # fmt: skip
+        assert partial_correlation(x, y, z)[k].item() == pytest.approx(np.corrcoef(*rest)[0, 1])
+
+
+def test_partial_correlation_sees_through_the_other_expression():
+    a, b = rand(4000, 1), rand(4000, 1, seed=1)
+    a = a + 0.7 * b  # the two faces of a pair resemble each other
+    noise = 0.1 * rand(4000, 1, seed=2)
+    assert partial_correlation(a, a, b).item() == pytest.approx(1)  # nothing transferred: all of a is left
+    assert abs(partial_correlation(b + noise, a, b).item()) < 0.05  # all transferred, though b resembles a
+    assert pearson(b + noise, a).item() > 0.5  # which a plain correlation takes for a's own
+    assert partial_correlation(b, a, b).isnan().all()  # b itself leaves nothing to correlate
+
+
+def test_masked_l1_looks_at_the_face_only():
+    truth, image = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, :2] = True
+    image[:, :, 0] = 0.5  # half of the face is off by 0.5
+    image[:, :, 3] = 9.0  # the background does not count
+    found = masked_l1(image, truth, mask)
+    assert found[0].item() == pytest.approx(0.25)
+    assert found[1].isnan()
+
+
+def test_transfer_score_is_1_for_the_truth_and_0_for_a_copy():
+    d_self, d_truth = torch.tensor([0.4, 0.5]), torch.tensor([0.1, 0.0])
+    assert transfer_score(d_truth, d_self, d_truth).tolist() == [1.0, 1.0]
+    assert transfer_score(d_self, d_self, d_truth).tolist() == [0.0, 0.0]
+    assert transfer_score(torch.tensor([0.25, 1.0]), d_self, d_truth).tolist() == pytest.approx([0.5, -1.0])
+    assert transfer_score(torch.tensor(0.2), torch.tensor(0.1), torch.tensor(0.1)).isnan()  # no way to go
+
+
+def test_total_transfer_score_does_not_drown_in_one_pair_without_a_difference():
+    d_swap, d_self = torch.tensor([0.2, 0.2, 0.3]), torch.tensor([0.4, 0.4, 1e-6])
+    d_truth = torch.zeros(3)
+    assert total_transfer_score(d_swap, d_self, d_truth).item() == pytest.approx((0.8 - 0.7) / 0.8, abs=1e-4)
+    assert transfer_score(d_swap, d_self, d_truth).mean() < -1e4
+    with_gap = torch.tensor([torch.nan, 0.2]), torch.tensor([torch.nan, 0.4]), torch.tensor([torch.nan, 0.0])
+    assert total_transfer_score(*with_gap).item() == pytest.approx(0.5)
+
+
+def test_ssim_and_psnr_of_each_image():
+    image = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    off = image.clone()
+    off[1] += 0.2
+    assert psnr(off, image)[1].item() == pytest.approx(10 * np.log10(2**2 / 0.2**2), abs=1e-3)  # 20 dB
+    assert psnr(off, image)[0].item() == float("inf")
+    assert ssim(image, image).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+    assert ssim(off, image)[1] < ssim(off, image)[0]
+    assert ssim(image[:1], image[:1]).shape == psnr(image[:1], image[:1]).shape == (1,)
+
+
+def test_identity_kept_counts_what_is_above_the_threshold():
+    assert identity_kept(torch.tensor([0.9, 0.5, 0.2, -0.3]), 0.4).item() == 0.5
+
+
+def test_kid_agrees_with_torchmetrics_and_is_0_for_one_distribution():
+    x, y, shifted = rand(400, 8), rand(400, 8, seed=1), rand(400, 8, seed=2) + 0.5
+    expected = poly_mmd(x, shifted, degree=3, gamma=None, coef=1.0)
+    assert kid(x, shifted).item() == pytest.approx(expected.item())
+    assert abs(kid(x, y).item()) < 0.01 < 0.1 < kid(x, shifted).item()
+    k = polynomial_kernel(x, x)  # of a set with itself: below 0, for each meets itself across the sets only
+    itself = -2 / 400 * (k.diag().mean() - (k.sum() - k.trace()) / (400 * 399))
+    assert kid(x, x).item() == pytest.approx(itself.item()) == pytest.approx(0, abs=0.05)
+    assert kid(x[:200], shifted).item() == pytest.approx(kid(x, shifted).item(), rel=0.4)  # any two sizes
+    small = [kid(rand(10, 8, seed=i), rand(10, 8, seed=1000 + i)).item() for i in range(300)]
+    assert abs(np.mean(small)) < 3 * np.std(small) / np.sqrt(300)  # unbiased however small the sets
+
+
+def test_weighted_mmd2_does_not_take_copies_for_a_distance():
+    x, y = rand(60, 8), rand(60, 8, seed=1)
+    kernels = [polynomial_kernel(u, v) for u, v in ((x, x), (y, y), (x, y))]
+    assert mmd2(*kernels, torch.full((60,), 3.0), torch.full((60,), 3.0)).item() == pytest.approx(kid(x, y).item())
+    half = (torch.arange(60) < 30).double()
+    assert mmd2(*kernels, half, half).item() == pytest.approx(kid(x[:30], y[:30]).item())
+    counts = np.random.default_rng(0).multinomial(60, np.full(60, 1 / 60), size=(500, 2))
+    resampled = [mmd2(*kernels, torch.from_numpy(w), torch.from_numpy(v)).item() for w, v in counts]
+    copied = [kid(x.repeat_interleave(torch.from_numpy(w), 0), y.repeat_interleave(torch.from_numpy(v), 0)).item()
+              for w, v in counts[:100]]  # fmt: skip
+    spread = np.std(resampled)
+    assert abs(np.mean(resampled) - kid(x, y).item()) < spread / 3
+    assert np.mean(copied) - kid(x, y).item() > spread  # what copies would feign
+
+
+def people(n_subjects=30, per_subject=20, seed=0):
+    rng = np.random.default_rng(seed)
+    subject = np.repeat(np.arange(n_subjects), per_subject)
+    au = np.where(rng.random((len(subject), 3)) < [0.5, 0.2, 0.0], rng.uniform(1, 5, (len(subject), 3)), 0)
+    return rng, subject, torch.from_numpy(au).float()
+
+
+def test_leak_au_finds_a_leak_and_only_a_leak():
+    rng, subject, au = people()
+    clean = torch.from_numpy(rng.normal(size=(600, 4, 5, 5))).float()
+    read = probe_au(clean, au, subject)
+    assert abs(leak_au(read, au).item() - 0.5) < 0.05
+    assert read[:, 2].isnan().all()  # an AU that nobody shows cannot be read
+    linear = clean.clone()
+    linear[:, 0, 2, 2] += 1.5 * (au[:, 0] >= 1)
+    linear[:, 1, 0, 0] += 9.0 * (au[:, 1] >= 1)
+    read = probe_au(linear, au, subject)
+    assert leak_au(read, au).item() > 0.75
+    hidden = clean[:, :1, :2, :2].clone()  # the sign is random: no straight line reads it
+    hidden[:, 0, 0, 0] = (2 * (au[:, 0] >= 1).float() - 1) * hidden[:, 0, 1, 1].sign() * 3
+    assert leak_au(probe_au(hidden, au[:, :1], subject), au[:, :1]).item() > 0.9
+
+
+def test_leak_au_does_not_take_knowing_the_person_for_reading_the_face():
+    rng, subject, au = people()
+    habit = rng.random(30) < 0.5  # some people always show AU1, and the features only say who it is
+    au[:, 0] = torch.from_numpy(habit[subject] * 3.0)
+    who = torch.from_numpy(rng.normal(size=(30, 8))[subject] + 0.1 * rng.normal(size=(600, 8)))
+    assert leak_au(probe_au(who, au[:, :1], subject), au[:, :1]).item() < 0.75
+
+
+def test_leak_au_by_hand_with_missing_labels():
+    au = torch.tensor([[2.0], [2.0], [0.0], [0.0], [0.0], [0.0], [torch.nan]])
+    read = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0], [1.0], [torch.nan]])
+    assert leak_au(read, au).item() == pytest.approx((1 / 2 + 3 / 4) / 2)
+    rng, subject, au = people()
+    features = torch.from_numpy(rng.normal(size=(600, 4)))
+    au[::2, 0] = torch.nan
+    assert torch.equal(probe_au(features, au, subject)[:, 0].isnan(), au[:, 0].isnan())
+
+
+def test_leak_id_is_1_by_chance_and_the_number_of_subjects_at_most():
+    rng, subject, _ = people(n_subjects=10, per_subject=30)
+    noise = torch.from_numpy(rng.normal(size=(300, 3, 4)))
+    assert leak_id(probe_subject(noise, subject), subject) == pytest.approx(1, abs=0.6)
+    noise[:, 0, 0] += 100 * torch.from_numpy(subject)
+    noise[:, 1:] = 0
+    noise[:, 0, 1:] = 0
+    assert leak_id(probe_subject(noise, subject), subject) > 9
+    few = np.concatenate([subject, [77]])
+    read = probe_subject(torch.cat([noise, noise[:1]]), few)
+    assert read[-1] == -1 and leak_id(read, few) > 9  # a person of one image is left out
+    assert np.isnan(leak_id(probe_subject(noise[:3], np.arange(3)), np.arange(3)))
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says():
+    hits = []
+    for trial in range(150):
+        rng = np.random.default_rng(trial)
+        cluster = np.repeat(np.arange(40), 5)
+        values = torch.from_numpy(rng.normal(size=40)[cluster] + rng.normal(size=200))
+        low, high = bootstrap(lambda rows, v=values: v[rows].mean(), cluster, n_resamples=200, seed=trial)
+        hits.append(low <= 0 <= high)
+    assert 0.88 <= np.mean(hits) <= 0.99
+
+
+def test_bootstrap_counts_people_not_images():
+    rng = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(20), 50)
+    values = torch.from_numpy(rng.normal(size=20)[cluster])
+
+    def width(groups):
+        low, high = bootstrap(lambda rows: values[rows].mean(), groups, n_resamples=300)
+        return high - low
+
+    assert width(cluster) > 4 * width(np.arange(1000))
+
+
+def test_bootstrap_is_seeded_and_honest_about_the_undefined():
+    values, cluster = rand(30), np.arange(30) // 3
+    once, again = (bootstrap(lambda rows: values[rows].mean(), cluster, n_resamples=50, seed=4) for _ in range(2))
+    assert once == again and once[0] < values.mean() < once[1]
+    assert np.isnan(bootstrap(lambda rows: float("nan"), cluster, n_resamples=5)).all()
+
+
+def test_bootstrap_draws_whole_clusters_as_many_as_there_are():
+    cluster, draws = np.array([3, 1, 3, 1, 3, 2]), []
+    bootstrap(lambda rows: draws.append(rows) or 0.0, cluster, n_resamples=40)
+    counts = [torch.bincount(rows, minlength=6).tolist() for rows in draws]
+    assert all(c[0] == c[2] == c[4] and c[1] == c[3] and c[0] + c[1] + c[5] == 3 for c in counts)
+    assert len({tuple(c) for c in counts}) > 5

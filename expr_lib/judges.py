@@ -116,8 +116,16 @@ class IdentityJudge(nn.Module):
         """Cosine above which two images are accepted as one person; ``KeyError`` where it was never measured."""
         return float(self.metadata["threshold"])
 
+    def features(self, image: Tensor) -> Tensor:
+        """What the embedding is made of, (B, 64 * width): also what the image looks like, on which KID is computed."""
+        return self.trunk(_resize(image))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Features -> unit embedding (B, 128)."""
+        return F.normalize(self.head(features).float(), dim=1)
+
     def forward(self, image: Tensor) -> Tensor:
-        return F.normalize(self.head(self.trunk(_resize(image))).float(), dim=1)
+        return self.embed(self.features(image))
 
 
 Judge = TypeVar("Judge", AUJudge, IdentityJudge)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
@@ -205,38 +204,38 @@ def probe_subject(f_r: Tensor, subject: np.ndarray, *, folds: int = 5) -> np.nda
     return read
 
 
-def leak_id(read: np.ndarray, subject: np.ndarray) -> float:
-    """Accuracy of what :func:`probe_subject` read over chance: 1 is no leak, the number of subjects is all.
+def leak_id(read: np.ndarray, subject: np.ndarray) -> Tensor:
+    """What each image adds to the accuracy over chance of :func:`probe_subject`, (N,): the mean of it is ``leak_id``.
 
-    The mean recall of the S subjects times S, which is 1 by chance however many images each has; NaN where nothing
-    could be read.
+    ``mean_i [read_i = subject_i] * M / m_i``, M images of which m_i show the subject of i, is the mean recall times the
+    number of subjects: 1 is no leak, however many images each has; the number of subjects is all. NaN where not read.
     """
     rows = read != -1
-    if not rows.any():
-        return float("nan")
-    return float(balanced_accuracy_score(subject[rows], read[rows]) * len(np.unique(subject[rows])))
+    _, index, count = np.unique(subject[rows], return_inverse=True, return_counts=True)
+    share = np.full(len(subject), np.nan)
+    share[rows] = (read == subject)[rows] * rows.sum() / count[index]
+    return torch.from_numpy(share)
 
 
 # -- how sure are we? ----------------------------------------------------------------------------------------------
 
 
 def bootstrap(
-    statistic: Callable[[Tensor], Tensor | float], cluster: np.ndarray, *, n_resamples: int = 1000, seed: int = 0,
+    statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000, seed: int = 0,
     level: float = 0.95,
-) -> tuple[float, float]:  # fmt: skip
-    """Percentile interval of ``statistic(rows)``, rows an int64 index (M,) into the N entries of ``cluster``.
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Percentile interval (low, high) of ``statistic(rows)``, shaped as the statistic, which gets rows (M,) int64 of N.
 
-    Whole clusters are drawn with replacement, all rows of one at a time. We cluster by the subject whose face is drawn:
-    swaps of one person share that person's texture, and with it how well generator and judges do; taking them for
-    independent would promise too much. Source: Field & Welsh, *Bootstrapping clustered data*, JRSS B 69, 2007.
+    ``cluster`` (N,): whole clusters are drawn with replacement, all rows of one at a time. We cluster by the subject
+    whose face is drawn: swaps of one person share that person's texture, and with it how well generator and judges do;
+    taking them for independent would promise too much. NaN where every resample is.
+    Source: Field & Welsh, *Bootstrapping clustered data*, JRSS B 69, 2007.
     """
     order = np.argsort(cluster, kind="stable")
     _, start = np.unique(cluster[order], return_index=True)
     members = np.split(order, start[1:])
     drawn = np.random.default_rng(seed).integers(len(members), size=(n_resamples, len(members)))
     rows = (torch.from_numpy(np.concatenate([members[c] for c in draw])) for draw in drawn)
-    values = [float(statistic(index)) for index in rows]
-    if np.isnan(values).all():
-        return float("nan"), float("nan")
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    values = torch.stack([torch.as_tensor(statistic(index), dtype=torch.float64) for index in rows])  # (n_resamples, ...)
+    low, high = values.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double(), dim=0)
+    return low, high

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from expr_lib.model import ModelConfig, Swapper
@@ -29,8 +29,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any])
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, "format": FORMAT, "sha256": digest(tensors)}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {"expr_lib": json.dumps(metadata)})
-    with open(partial, "rb+") as file:
+    with open(partial, "wb") as file:
+        file.write(serialize(tensors, {"expr_lib": json.dumps(metadata)}))
         os.fsync(file.fileno())  # on the disk before it gets its name
     os.replace(partial, path)
 
@@ -46,7 +46,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str
     try:
         with safe_open(path, "pt") as file:
             metadata = json.loads((file.metadata() or {}).get("expr_lib", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError, OSError) as error:
         size = path.stat().st_size
         raise ValueError(f"{path}: truncated or not safetensors: {size} bytes ({' '.join(str(error).split())})") from None

@@ -111,7 +111,7 @@ class DG(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        w, r, style = c.width, c.width_r, 2 * c.width
+        w, r, style, side = c.width, c.width_r, 2 * c.width, min(4, c.size // 16)
         self.c_f, self.noise = c.c_f, c.noise
         # AU-free branch: a map, because identity, pose and background have places
         self.free = nn.Sequential(Block(w), Block(w), norm(w), nn.SiLU(), nn.Conv2d(w, c.c_f, 1))
@@ -119,7 +119,7 @@ class DG(nn.Module):
         self.fine = nn.Sequential(nn.Conv2d(w, r, 3, 2, 1), Block(r), norm(r), nn.SiLU())  # (B, r, S/8, S/8)
         self.coarse = nn.Sequential(
             nn.Conv2d(r, r, 3, 2, 1), Block(r), norm(r), nn.SiLU(),  # (B, r, S/16, S/16)
-            nn.AdaptiveAvgPool2d(min(4, c.size // 16)), nn.Flatten(), nn.LazyLinear(2 * r), nn.SiLU(),
+            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(r * side**2, 2 * r), nn.SiLU(),  # (B, 2r)
         )  # fmt: skip
         self.attention = nn.Conv2d(r, c.n_aus, 1)
         self.to_f_r = nn.Parameter(torch.randn(c.n_aus, 3 * r + 2, c.d) * (3 * r) ** -0.5)
@@ -184,8 +184,6 @@ class Swapper(nn.Module):
         super().__init__()
         self.config = config
         self.E, self.DG = E(config), DG(config)
-        with torch.no_grad():  # fixes the one input size that depends on S
-            self.encode(torch.zeros(1, 3, config.size, config.size))
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image (B, 3, S, S) in [-1, 1] -> f_f (B, C, S/4, S/4), f_r (B, n, d)."""

@@ -253,7 +253,9 @@ def augment(x: Tensor) -> Tensor:
 
 
 def autocast(c: TrainConfig) -> torch.autocast:
-    return torch.autocast(torch.device(c.device).type, torch.bfloat16, enabled=c.precision == "bf16")
+    # no cache: it would hand `frozen` modules the copies of their weights that were made while they still learned
+    kind = torch.device(c.device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=c.precision == "bf16", cache_enabled=False)
 
 
 def best_precision(device: str) -> Literal["bf16", "fp32"]:

@@ -1,0 +1,207 @@
+"""What an image file brings along is settled when it is read; what is no usable image is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from expr_lib.images import read_image, square, write_png
+
+QUADRANTS = ((220, 40, 40), (40, 200, 60), (40, 60, 210), (240, 230, 90))  # top left, top right, bottom left, ...
+
+
+def quadrants(height: int = 48, width: int = 64) -> np.ndarray:
+    """A picture in which up, down, left and right can be told apart, (H, W, 3) uint8."""
+    image = np.zeros((height, width, 3), np.uint8)
+    h, w = height // 2, width // 2
+    image[:h, :w], image[:h, w:], image[h:, :w], image[h:, w:] = QUADRANTS
+    return image
+
+
+def close(found: np.ndarray, expected: np.ndarray, tolerance: int = 0) -> bool:
+    return found.shape == expected.shape and bool((abs(found.astype(int) - expected.astype(int)) <= tolerance).all())
+
+
+def save(path, image: Image.Image, **options):
+    image.save(path, **options)
+    return path
+
+
+# -- what is read --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.gif", "a.webp"])
+def test_lossless_formats_give_back_the_pixels(tmp_path, name):
+    path = save(tmp_path / name, Image.fromarray(quadrants()), **({"lossless": True} if name == "a.webp" else {}))
+    assert close(read_image(path), quadrants())
+
+
+def test_the_format_is_read_from_the_file_and_not_from_its_name(tmp_path):
+    path = save(tmp_path / "really-a.jpg", Image.fromarray(quadrants()), format="PNG")
+    assert close(read_image(path), quadrants())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    upright = Image.fromarray(quadrants())
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "turned.png", stored, exif=exif)
+    assert close(read_image(path), quadrants())
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_on_white(tmp_path, mode):
+    image = Image.new("RGBA", (32, 32), (10, 10, 10, 255))
+    image.paste((10, 10, 10, 0), (0, 0, 16, 32))  # the left half is clear
+    path = save(tmp_path / "clear.png", image.quantize() if mode == "P" else image.convert(mode))
+    found = read_image(path)
+    assert (found[:, :16] == 255).all() and (found[:, 16:] == 10).all()
+
+
+def test_half_transparency_mixes_with_white(tmp_path):
+    path = save(tmp_path / "half.png", Image.new("RGBA", (16, 16), (0, 0, 0, 128)))
+    assert close(read_image(path), np.full((16, 16, 3), 127, np.uint8), 1)
+
+
+def test_sixteen_bits_keep_their_brightness(tmp_path):
+    ramp = np.linspace(0, 65535, 64).round().astype(np.uint16)[None].repeat(32, 0)
+    expected = np.repeat((ramp / 257).round().astype(np.uint8)[..., None], 3, -1)
+    for name in ("deep.png", "deep.tiff"):
+        assert close(read_image(save(tmp_path / name, Image.fromarray(ramp))), expected), name
+
+
+def test_gray_palette_bilevel_and_cmyk_become_rgb(tmp_path):
+    gray = Image.fromarray(quadrants()).convert("L")
+    assert close(read_image(save(tmp_path / "gray.png", gray)), np.array(gray.convert("RGB")))
+    assert close(read_image(save(tmp_path / "few.png", Image.fromarray(quadrants()).quantize(8))), quadrants(), 2)
+    assert set(np.unique(read_image(save(tmp_path / "bits.png", gray.convert("1"))))) <= {0, 255}
+    cmyk = Image.fromarray(quadrants()).convert("CMYK")
+    assert close(read_image(save(tmp_path / "press.tiff", cmyk)), quadrants(), 2)
+    jpeg = read_image(save(tmp_path / "press.jpg", cmyk, quality=98))
+    assert close(jpeg[4:20, 4:28], quadrants()[4:20, 4:28], 12)
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    first, second = Image.new("RGB", (20, 20), (255, 0, 0)), Image.new("RGB", (20, 20), (0, 0, 255))
+    path = save(tmp_path / "moving.gif", first, save_all=True, append_images=[second])
+    assert (read_image(path) == (255, 0, 0)).all()
+
+
+def test_twenty_megapixels_are_fine(tmp_path):
+    path = save(tmp_path / "large.jpg", Image.fromarray(quadrants(4000, 5000)), quality=60)
+    small = square(read_image(path), 64)
+    assert small.shape == (64, 64, 3) and close(small[8:24, 8:24], quadrants(64, 64)[8:24, 8:24], 6)
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+
+def refused(path) -> str:
+    """The message, which must be one line that starts with the file."""
+    with pytest.raises((ValueError, OSError)) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+def test_no_such_file_and_a_folder(tmp_path):
+    assert "not found" in refused(tmp_path / "nobody.png")
+    assert "is a folder" in refused(tmp_path)
+
+
+def test_text_noise_and_emptiness_by_the_name_of_png(tmp_path):
+    for content, expected in ((b"hello\n", "found text"), (bytes(range(256)), "no image format"), (b"", "empty file")):
+        (tmp_path / "not.png").write_bytes(content)
+        assert expected in refused(tmp_path / "not.png")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_truncated_file(tmp_path, form, share):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(buffer, format=form)
+    (tmp_path / "cut").write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * share)])
+    refused(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (15, 200), (200, 15)])
+def test_too_small_for_a_face(tmp_path, size):
+    path = save(tmp_path / "tiny.png", Image.new("RGB", size))
+    assert f"found {size[0]} x {size[1]} pixels, expected at least 16 x 16" in refused(path)
+
+
+@pytest.mark.parametrize("side", [12_000, 40_000])
+def test_a_decompression_bomb_is_refused_before_it_unfolds(tmp_path, side):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    assert "100,000,000" in refused(tmp_path / "bomb.png")
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    path = save(tmp_path / "hdr.tiff", Image.fromarray(np.zeros((20, 20), np.float32)))
+    assert "floating-point" in refused(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 3000), st.integers(0, 255))
+def test_any_damage_to_a_file_ends_in_an_image_or_in_one_line(tmp_path_factory, where, byte):
+    buffer = io.BytesIO()
+    Image.fromarray(quadrants()).save(buffer, format="JPEG", quality=95)
+    content = bytearray(buffer.getvalue())
+    content[where % len(content)] = byte
+    path = tmp_path_factory.mktemp("damaged") / "a.jpg"
+    path.write_bytes(content)
+    try:
+        assert read_image(path).dtype == np.uint8
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+
+
+# -- square, write -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (100, 64), (64, 301), (16, 17), (640, 480)])
+def test_the_square_is_centred_and_of_the_size_asked_for(height, width):
+    small = square(quadrants(height, width), 64)
+    assert small.shape == (64, 64, 3) and small.dtype == np.uint8
+    for (y, x), color in zip(((8, 8), (8, 56), (56, 8), (56, 56)), QUADRANTS, strict=True):
+        assert abs(small[y, x].astype(int) - color).max() <= 3
+
+
+def test_shrinking_does_not_alias():
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255  # one pixel black, one white: gray from afar
+    assert abs(square(stripes, 64).astype(int) - 128).max() < 12
+
+
+def test_png_is_written_whole_and_exactly(tmp_path):
+    path = write_png(tmp_path / "new" / "folder" / "out.png", quadrants())
+    assert close(read_image(path), quadrants())
+    assert [p.name for p in path.parent.iterdir()] == ["out.png"]  # nothing temporary is left
+
+
+def test_a_name_that_cannot_be_a_png_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"found the ending '.jpg', expected '.png'"):
+        write_png(tmp_path / "out.jpg", quadrants())
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        write_png(tmp_path / "folder.png", quadrants())

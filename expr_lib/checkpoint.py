@@ -29,10 +29,14 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any])
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, "format": FORMAT, "sha256": digest(tensors)}
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(serialize(tensors, {"expr_lib": json.dumps(metadata)}))
-        os.fsync(file.fileno())  # on the disk before it gets its name
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(serialize(tensors, {"expr_lib": json.dumps(metadata)}))
+            os.fsync(file.fileno())  # on the disk before it gets its name
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -34,6 +34,11 @@ def write_tiny_faces(folder: Path, size: int = 16, subjects: int = 8, per_subjec
 
 
 @pytest.fixture(scope="session")
-def tiny_faces(tmp_path_factory: pytest.TempPathFactory) -> FaceData:
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 faces of 16 px: 8 subjects (two of them held out), three AUs."""
-    return FaceData.open(write_tiny_faces(tmp_path_factory.mktemp("data") / "tiny"))
+    return write_tiny_faces(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_faces(tiny_folder: Path) -> FaceData:
+    return FaceData.open(tiny_folder)

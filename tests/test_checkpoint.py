@@ -1,0 +1,146 @@
+"""Weights in and out: the same bits back, and a line that says what is wrong with any other file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from expr_lib import checkpoint
+from expr_lib.checkpoint import load_swapper
+from expr_lib.model import ModelConfig, Swapper
+
+AUS = ("AU1", "AU12", "AU26")
+
+
+@pytest.fixture
+def swapper() -> Swapper:
+    torch.manual_seed(0)
+    swapper = Swapper(ModelConfig(size=16, n_aus=3, width=16, width_r=16, levels=(2, 3, 4)))
+    swapper.au_names = AUS
+    return swapper.eval()
+
+
+@pytest.fixture
+def path(swapper: Swapper, tmp_path: Path) -> Path:
+    path = tmp_path / "swap.safetensors"
+    about = checkpoint.describe(swapper, step=7, data={"sha256": "abc"}, metrics={"au_icc": 0.5})
+    checkpoint.save(path, checkpoint.module_tensors("ema", swapper), about)
+    return path
+
+
+def test_a_swapper_comes_back_with_the_same_bits(swapper: Swapper, path: Path) -> None:
+    back = load_swapper(path)
+    assert not back.training and back.config == swapper.config and back.au_names == AUS
+    for name, tensor in swapper.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    a, b = torch.rand(2, 1, 3, 16, 16)
+    assert torch.equal(back.swap(a, b)[0], swapper.swap(a, b)[0])
+
+
+def test_metadata_comes_back(path: Path) -> None:
+    _, about = checkpoint.load(path)
+    assert (about["step"], about["size"], about["au_names"]) == (7, 16, list(AUS))
+    assert about["metrics"] == {"au_icc": 0.5} and about["data"] == {"sha256": "abc"}
+
+
+def test_channels_last_weights_come_back(swapper: Swapper, tmp_path: Path) -> None:
+    swapper.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    checkpoint.save(tmp_path / "x", checkpoint.module_tensors("ema", swapper), checkpoint.describe(swapper))
+    assert torch.equal(load_swapper(tmp_path / "x").E.net[0].weight, swapper.E.net[0].weight)
+
+
+def test_saving_leaves_no_other_file_and_a_failed_save_leaves_the_old_one(
+    swapper: Swapper, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(path, {"ema.x": torch.zeros(3)}, {})
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no.safetensors: not found; expected a checkpoint"):
+        load_swapper(tmp_path / "no.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000, -1])
+def test_a_truncated_file(path: Path, keep: int) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:keep])
+    with pytest.raises(ValueError, match=rf"swap.safetensors: truncated or not safetensors: {len(whole[:keep])} bytes"):
+        load_swapper(path)
+
+
+def test_a_damaged_file(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[-10] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"swap.safetensors: damaged: sha256"):
+        load_swapper(path)
+
+
+def test_a_file_of_somebody_else(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors: format: found 'no expr_lib metadata', expected 1"):
+        load_swapper(tmp_path / "other.safetensors")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "new.safetensors", {"expr_lib": json.dumps({"format": 2})})
+    with pytest.raises(ValueError, match=r"new.safetensors: format: found 2, expected 1"):
+        load_swapper(tmp_path / "new.safetensors")
+
+
+def test_other_action_units_are_named(path: Path) -> None:
+    assert load_swapper(path, au_names=AUS).au_names == AUS
+    with pytest.raises(ValueError, match=r"other action units: has \['AU26'\], lacks \['AU43'\]"):
+        load_swapper(path, au_names=("AU1", "AU12", "AU43"))
+    with pytest.raises(ValueError, match=r"other action units: order \['AU1', 'AU12', 'AU26'\]"):
+        load_swapper(path, au_names=("AU12", "AU1", "AU26"))
+
+
+def test_other_shapes_and_missing_and_unknown_tensors_are_named(swapper: Swapper, tmp_path: Path) -> None:
+    path, about = tmp_path / "x.safetensors", checkpoint.describe(swapper)
+    good = checkpoint.module_tensors("ema", swapper)
+
+    def refused(tensors: dict[str, torch.Tensor], message: str) -> None:
+        checkpoint.save(path, tensors, about)
+        with pytest.raises(ValueError, match=message):
+            load_swapper(path)
+
+    refused(good | {"ema.DG.readout": torch.zeros(4, 8)}, r"ema.DG.readout: found shape \(4, 8\), expected shape \(3, 8\)")
+    refused({k: v for k, v in good.items() if k != "ema.DG.readout"}, "ema.DG.readout: found nothing, expected shape")
+    refused(good | {"ema.new": torch.zeros(1)}, r"ema.new: found shape \(1,\), expected no such tensor")
+    refused({"D.x": torch.zeros(1), "opt_G.0.step": torch.zeros(1)}, "holds no 'ema' weights, only D, opt_G")
+
+
+def test_a_configuration_of_another_version_is_refused(swapper: Swapper, tmp_path: Path) -> None:
+    about = checkpoint.describe(swapper)
+    about["model"]["depth"] = 3
+    checkpoint.save(tmp_path / "x", checkpoint.module_tensors("ema", swapper), about)
+    with pytest.raises(ValueError, match=r"model configuration: found \['depth'\], expected only"):
+        load_swapper(tmp_path / "x")
+
+
+def test_adam_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    def run(steps: int, stop: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 3)
+        unused = torch.nn.Linear(2, 2)  # never gets a gradient, so Adam has no state for it
+        adam = torch.optim.Adam([*unused.parameters(), *net.parameters()], 0.1)
+        for step in range(steps):
+            if step == stop:
+                checkpoint.save(tmp_path / "adam", checkpoint.optimizer_tensors("opt", adam), {})
+                adam = torch.optim.Adam([*unused.parameters(), *net.parameters()], 0.1)
+                checkpoint.load_optimizer("opt", adam, checkpoint.load(tmp_path / "adam")[0])
+            adam.zero_grad()
+            net(torch.full((1, 3), float(step))).square().sum().backward()
+            adam.step()
+        return net.weight.detach()
+
+    assert torch.equal(run(6, None), run(6, 3))

@@ -1,0 +1,299 @@
+"""The step keeps every gradient where it belongs; the loop can be killed, stopped and broken at any moment."""
+
+import copy
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from expr_lib import checkpoint, train
+from expr_lib.checkpoint import load_swapper
+from expr_lib.datasets import FaceData, pair_batch
+from expr_lib.model import ModelConfig
+from expr_lib.train import Batch, Nets, TrainConfig, augment, batch_of, both_passes, build_nets, frozen, partner
+
+TINY = TrainConfig(
+    steps=12, warmup_steps=4, batch_size=3, precision="fp32", log_every=1, sample_every=6, save_every=3, n_samples=2,
+    model=ModelConfig(size=16, n_aus=3, width=16, width_r=16, width_d=8),
+)  # fmt: skip
+IN_A_PROCESS = """
+import json, sys
+from expr_lib.datasets import FaceData
+from expr_lib.train import ModelConfig, TrainConfig, Weights, train
+c = json.loads(sys.argv[3])
+c["model"]["levels"] = tuple(c["model"]["levels"])
+c["model"], c["weights"] = ModelConfig(**c["model"]), Weights(**c["weights"])
+train(TrainConfig(**c), FaceData.open(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.fixture
+def nets(tiny_faces: FaceData) -> Nets:
+    return build_nets(TINY, tiny_faces.subset("train"))
+
+
+@pytest.fixture
+def batch(tiny_faces: FaceData) -> Batch:
+    learn = tiny_faces.subset("train")
+    subjects = torch.from_numpy(np.unique(learn.subject))
+    return batch_of(pair_batch(learn, 0, TINY.batch_size, 0), subjects, TINY)
+
+
+def bits(module: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def reached(module: nn.Module) -> set[str]:
+    return {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def discriminators(nets: Nets) -> list[nn.Module]:
+    assert nets.D_r is not None
+    return [nets.D, nets.D_f, nets.D_r]
+
+
+# -- the step ------------------------------------------------------------------------------------------------------
+
+
+def test_the_passes_are_the_papers(nets: Nets, batch: Batch) -> None:
+    nets.swapper.eval()
+    out = both_passes(nets.swapper, batch.x, detach_f_r=True)
+    a, b = batch.x.chunk(2)
+    (swap_a, swap_b), (cycle_a, cycle_b) = nets.swapper.swap(a, b), out.cycle.chunk(2)
+    torch.testing.assert_close(out.swap, torch.cat([swap_a, swap_b]))
+    torch.testing.assert_close((cycle_a, cycle_b), nets.swapper.swap(swap_a, swap_b))
+    torch.testing.assert_close(out.self_, nets.swapper.reconstruct(batch.x))
+    assert torch.equal(partner(batch.au), torch.cat([*reversed(batch.au.chunk(2))]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_updating_the_discriminators_leaves_every_generator_weight_bit_identical(
+    nets: Nets, batch: Batch, precision: str
+) -> None:
+    c = replace(TINY, precision=precision)
+    before, others = bits(nets.swapper), [bits(d) for d in discriminators(nets)]
+    train.update_D(nets, batch, both_passes(nets.swapper, batch.x, True), c)
+    assert changed(nets.swapper, before) == set()
+    assert all(p.grad is None for p in nets.swapper.parameters())
+    assert all(changed(d, b) for d, b in zip(discriminators(nets), others, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_updating_the_generator_leaves_every_discriminator_weight_bit_identical(
+    nets: Nets, batch: Batch, precision: str
+) -> None:
+    c = replace(TINY, precision=precision)
+    before, others = bits(nets.swapper), [bits(d) for d in discriminators(nets)]
+    train.update_G(nets, batch, both_passes(nets.swapper, batch.x, True), c)
+    assert len(changed(nets.swapper, before)) == len(before)
+    for d, b in zip(discriminators(nets), others, strict=True):
+        assert changed(d, b) == set() and all(p.grad is None and p.requires_grad for p in d.parameters())
+        assert d.training
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_au_branch_gets_no_gradient_from_synthesized_images(nets: Nets, batch: Batch, precision: str) -> None:
+    # without AU labels and subjects nothing is left that may teach the AU branch: all other losses see what G drew
+    c = replace(TINY, precision=precision)
+    blind = replace(batch, au=torch.full_like(batch.au, torch.nan), subject=torch.full_like(batch.subject, -1))
+    c = replace(c, weights=replace(c.weights, hide_subject=0.0))
+    with train.autocast(c):
+        out = both_passes(nets.swapper, batch.x, detach_f_r=True)
+    train.update_G(nets, blind, out, c)
+    au_branch = ("DG.fine", "DG.coarse", "DG.attention", "DG.to_f_r", "DG.readout")
+    assert not [name for name in reached(nets.swapper) if name.startswith(au_branch)]
+    assert [name for name in reached(nets.swapper) if name.startswith(("E.", "DG.free", "DG.canvas", "DG.to_image"))]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_guidance_reaches_the_generator_through_frozen_weights(nets: Nets, batch: Batch, precision: str) -> None:
+    swapper = nets.swapper
+    image = batch.x.clone().requires_grad_()
+    with train.autocast(replace(TINY, precision=precision)):
+        swapper.read_au(batch.x)  # the same weights, first while they learn
+        with frozen(swapper):
+            swapper.read_au(augment(image))[1].sum().backward()
+    assert image.grad is not None and image.grad.any()
+    assert reached(swapper) == set()
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_reconstruction_reaches_f_r_only_when_it_is_not_detached(nets: Nets, batch: Batch, detach: bool) -> None:
+    out = both_passes(nets.swapper, batch.x, detach)
+    ((out.self_ - batch.x).abs().mean() + (out.cycle - batch.x).abs().mean()).backward()
+    assert ("DG.to_f_r" in reached(nets.swapper)) == (not detach)
+    assert "DG.canvas.weight" in reached(nets.swapper)
+
+
+def test_the_warm_up_trains_the_au_branch_alone(nets: Nets, batch: Batch) -> None:
+    before = bits(nets.swapper)
+    train.warmup_step(nets, batch, TINY)
+    assert {name.split(".")[1] for name in changed(nets.swapper, before) if name.startswith("DG")} == {
+        "fine", "coarse", "attention", "to_f_r", "readout", "readout_bias"
+    }  # fmt: skip
+
+
+def test_frozen_restores_even_after_an_error() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].requires_grad_(False)
+    with pytest.raises(RuntimeError), frozen(net):
+        assert not any(p.requires_grad for p in net.parameters()) and not net.training
+        raise RuntimeError
+    assert [p.requires_grad for p in net.parameters()] == [True, True, False, False] and net.training
+
+
+def test_augmentation_is_random_for_each_image_mild_and_differentiable() -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(1, 3, 4, 4) * 2 - 1).repeat_interleave(8, -1).repeat_interleave(8, -2).expand(6, -1, -1, -1).clone()
+    y = augment(x.requires_grad_())
+    assert y.shape == x.shape and y.isfinite().all()
+    assert (y[0] - y[1]).abs().max() > 0.05 and (y - x).abs().mean() < 0.4
+    y.sum().backward()
+    assert x.grad is not None and x.grad.any()
+
+
+def test_without_subjects_there_is_no_subject_discriminator(tiny_faces: FaceData, batch: Batch) -> None:
+    data = replace(tiny_faces, subject=np.full_like(tiny_faces.subject, -1))
+    nets = build_nets(TINY, data)
+    assert nets.D_r is None
+    loss = train.train_step(nets, batch, TINY)
+    assert "D_r" not in loss and "hide_subject" not in loss and loss["G"].isfinite()
+
+
+@pytest.mark.parametrize("consistency", ["self", "cycle"])
+def test_a_batch_without_any_label_still_trains(nets: Nets, batch: Batch, consistency: str) -> None:
+    none = replace(batch, au=torch.full_like(batch.au, torch.nan), cls=torch.full_like(batch.cls, -1))
+    none.subject = torch.full_like(batch.subject, -1)
+    loss = train.train_step(nets, none, replace(TINY, consistency=consistency))
+    assert all(value.isfinite() for value in loss.values())
+    assert loss["au"] == loss["D_au"] == loss["D_f"] == loss["D_r"] == loss["hide_au"] == loss["guide"] == 0
+
+
+def test_learning_lowers_the_losses(tiny_faces: FaceData, tmp_path: Path) -> None:
+    train.train(replace(TINY, steps=40, warmup_steps=15, batch_size=6, lr=2e-3, sample_every=40, save_every=40), tiny_faces, tmp_path)
+    log = list(csv.DictReader((tmp_path / "log.csv").open()))
+
+    def mean(column: str, rows: list[dict[str, str]]) -> float:
+        return float(np.mean([float(row[column]) for row in rows]))
+
+    assert mean("au", log[10:15]) < 0.8 * mean("au", log[:5])
+    assert mean("self_", log[-5:]) < 0.8 * mean("self_", log[15:20])
+
+
+# -- the loop ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_log_samples_and_a_model(tiny_faces: FaceData, tmp_path: Path) -> None:
+    path = train.train(TINY, tiny_faces, tmp_path / "run")
+    log = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+    assert [int(row["step"]) for row in log] == list(range(1, 13))
+    assert log[0]["cycle"] == "" and float(log[-1]["cycle"]) > 0
+    samples = sorted((tmp_path / "run" / "samples").iterdir())
+    assert [s.name for s in samples] == ["0000006.png", "0000012.png"]
+    assert Image.open(samples[0]).size == (2 * 16, 5 * 16)
+    swapper = load_swapper(path, au_names=tiny_faces.au_names)
+    assert swapper.config.size == 16 and swapper.config.n_aus == 3
+    _, about = checkpoint.load(path)
+    assert about["step"] == 12 and about["data"]["sha256"] == tiny_faces.meta["sha256"] and about["train"]["seed"] == 0
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_killed_and_resumed_ends_with_the_bits_of_a_run_that_was_not(
+    tiny_folder: Path, tmp_path: Path, one_thread: None
+) -> None:
+    data, whole, run = FaceData.open(tiny_folder), tmp_path / "whole", tmp_path / "killed"
+    c = replace(TINY, steps=30)
+    train.train(c, data, whole)
+
+    command = [sys.executable, "-c", IN_A_PROCESS, str(tiny_folder), str(run), json.dumps(asdict(c))]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    deadline, log = time.monotonic() + 60, run / "log.csv"
+    while not log.exists() or log.read_text().count("\n") < 8:  # a header and 7 steps: one after the second checkpoint
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    killed_at = checkpoint.load(run / "checkpoint.safetensors")[1]["step"]
+    assert 6 <= killed_at < 30
+
+    train.train(replace(c, steps=killed_at), data, run)  # fewer steps in total, all of them done: nothing happens
+    train.train(c, data, run)
+    one, _ = checkpoint.load(whole / "checkpoint.safetensors")
+    other, about = checkpoint.load(run / "checkpoint.safetensors")
+    assert about["step"] == 30 and one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    for same in ("log.csv", "samples/0000030.png"):
+        assert (run / same).read_bytes() == (whole / same).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_saves_before_leaving(
+    tiny_faces: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, leaves: type[BaseException]
+) -> None:
+    step, before = train.train_step, signal.getsignal(number)
+
+    def interrupted(*args):  # type: ignore[no-untyped-def]
+        os.kill(os.getpid(), number)
+        return step(*args)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+    with pytest.raises(leaves) as left:
+        train.train(TINY, tiny_faces, tmp_path)
+    assert checkpoint.load(tmp_path / "checkpoint.safetensors")[1]["step"] == 5
+    assert number == signal.SIGINT or left.value.code == 143  # type: ignore[attr-defined]
+    assert signal.getsignal(number) is before
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(
+    tiny_faces: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = train.train(replace(TINY, steps=6), tiny_faces, tmp_path)
+    good = path.read_bytes()
+    monkeypatch.setattr(train, "reconstruction_loss", lambda image, _: image.mean() * torch.nan)
+    with pytest.raises(FloatingPointError, match=rf"step 6: loss is nan; the last good checkpoint is {path}"):
+        train.train(TINY, tiny_faces, tmp_path)
+    assert path.read_bytes() == good
+
+
+def test_a_run_is_not_continued_with_other_data_or_another_model(tiny_faces: FaceData, tmp_path: Path) -> None:
+    train.train(replace(TINY, steps=2), tiny_faces, tmp_path)
+    other = replace(tiny_faces, au_names=("AU1", "AU12", "AU43"))
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors: other action units: has \['AU26'\], lacks \['AU43'\]"):
+        train.train(TINY, other, tmp_path)
+    wide = replace(TINY, model=replace(TINY.model, width_r=32))
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors: swapper.DG.attention.weight: found shape \(3, 16, 1, 1\)"):
+        train.train(wide, tiny_faces, tmp_path)
+
+
+def test_a_truncated_checkpoint_is_not_resumed(tiny_faces: FaceData, tmp_path: Path) -> None:
+    path = train.train(replace(TINY, steps=2), tiny_faces, tmp_path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated"):
+        train.train(TINY, tiny_faces, tmp_path)

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from expr_lib.datasets import FaceData
 from expr_lib.faces import build as module
@@ -23,6 +25,7 @@ from expr_lib.faces.build import build
 from expr_lib.faces.sample import FacesConfig
 from expr_lib.facs import AU_NAMES
 
+REAL_PLAN, REAL_RENDERER = module.plan_faces, module.load_renderer
 CONFIG = FacesConfig(n_subjects=10, images_per_subject=20, size=8, seed=3, val=0.2, test=0.2)  # 200 rows: 4 chunks
 FILES = ("images.npy", "labels.csv", "meta.json")
 
@@ -76,6 +79,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".build.lock"}
+
+
+@pytest.fixture
+def real(rendered: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the fakes away again."""
+    monkeypatch.setattr(module, "plan_faces", REAL_PLAN)
+    monkeypatch.setattr(module, "load_renderer", REAL_RENDERER)
 
 
 # -- what is written -----------------------------------------------------------------------------------------------
@@ -341,3 +351,58 @@ def test_a_disk_without_room_for_the_last_file_says_so(
     rendered.clear()
     build(tmp_path / "faces", CONFIG, progress=False)
     assert rendered == [] and contents(tmp_path / "faces") == whole
+
+
+# -- the real renderer ---------------------------------------------------------------------------------------------
+
+SMALL = FacesConfig(n_subjects=5, images_per_subject=2, size=32, seed=1, val=0.2, test=0.2)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK", 4)
+        patch.setattr(module, "plan_faces", REAL_PLAN)
+        patch.setattr(module, "load_renderer", REAL_RENDERER)
+        return build(tmp_path_factory.mktemp("real") / "faces", SMALL, progress=False)
+
+
+def test_rendered_faces_survive_an_interruption_byte_by_byte(
+    tmp_path: Path, real: None, faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    write, journals = module._write, []
+
+    def stop_after_two_chunks(path: Path, text: str) -> None:
+        write(path, text)
+        journals.append(path)
+        if len(journals) == 3:  # the empty one and two chunks
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write", stop_after_two_chunks)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "faces", SMALL, progress=False)
+    build(tmp_path / "faces", SMALL, progress=False)
+    assert contents(tmp_path / "faces") == contents(faces)
+
+
+def test_a_face_does_not_depend_on_the_others_in_its_chunk(real: None, faces: Path) -> None:
+    data, plan, renderer = FaceData.open(faces, verify=True), REAL_PLAN(SMALL), REAL_RENDERER()
+    assert set(data.split) == {"train", "val", "test"}
+    for row in (0, 3, 9):
+        alone = plan.render(renderer, torch.tensor([row]))[0][0].numpy()
+        assert np.abs(alone.astype(int) - data.images[row]).max() <= 1
+
+
+def test_the_sample_is_six_people_with_the_same_six_expressions(tmp_path: Path, real: None) -> None:
+    folder = module.write_sample(tmp_path / "data", size=16)
+    labels = pd.read_csv(folder / "labels.csv")
+    assert len(labels) == 36 and sorted(labels["file"]) == sorted(path.name for path in folder.glob("*.png"))
+    for _, row in labels.iterrows():
+        assert Image.open(folder / row["file"]).size == (16, 16)
+    au = labels[list(AU_NAMES)].to_numpy().reshape(6, 6, -1)
+    assert (au == au[0]).all() and len(np.unique(au[0], axis=0)) == 6
+    table = pd.read_csv(folder / "co-occurrence.csv", index_col="given")
+    assert list(table.columns) == list(AU_NAMES) and list(table.index) == ["any", *AU_NAMES]
+    assert (np.diag(table.iloc[1:]) == 1).all() and table.to_numpy().min() >= 0

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
+from PIL import Image
 from tqdm import tqdm
 
 from expr_lib.faces.render import load_renderer
 from expr_lib.faces.sample import VERSION, FacePlan, FacesConfig, plan_faces
-from expr_lib.facs import AU_NAMES
+from expr_lib.facs import AU_NAMES, PRESENT_AT
 
 FORMAT = 1
 CHUNK = 64
@@ -144,6 +145,31 @@ def _labels(plan: FacePlan) -> pd.DataFrame:
     columns = {"subject": plan.subject.numpy(), "split": np.asarray(plan.split)}
     columns |= dict(zip(AU_NAMES, plan.au.numpy().T, strict=True))
     return pd.DataFrame(columns | {name: getattr(plan.views, name).numpy() for name in ("yaw", "pitch", "roll")})
+
+
+def write_sample(folder: str | Path, *, size: int = 128, seed: int = 5) -> Path:
+    """Write the browsable sample of ``data/``: six people (rows) with the same six expressions (columns), as PNG files.
+
+    Also ``labels.csv``, with the columns of a data set after the file's name, and ``co-occurrence.csv``: of the default
+    data set, the share of images with the column's AU among those with the row's AU (``any``: among all images).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan, n = plan_faces(FacesConfig(n_subjects=6, images_per_subject=6, size=size, seed=seed)), 6
+    plan = replace(plan, au=plan.au[:n].repeat(n, 1))  # the expressions of the first subject for everybody
+    names = [f"subject-{i}-expression-{j}.png" for i in range(n) for j in range(n)]
+    with torch.inference_mode():
+        images = plan.render(load_renderer(), torch.arange(len(plan)))[0].numpy()  # (36, S, S, 3) uint8
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image).save(folder / name, optimize=True)
+    labels = _labels(plan).drop(columns="split").round(2)
+    labels.insert(0, "file", names)
+    _write(folder / "labels.csv", labels.to_csv(index=False, lineterminator="\n"))
+    present = (plan_faces(FacesConfig()).au >= PRESENT_AT).double().numpy()  # (N, 17)
+    together = np.vstack([present.mean(0), (present.T @ present) / present.sum(0)[:, None]])  # (1 + 17, 17)
+    table = pd.DataFrame(together, index=["any", *AU_NAMES], columns=list(AU_NAMES)).round(3)
+    _write(folder / "co-occurrence.csv", table.to_csv(index_label="given", lineterminator="\n"))
+    return folder
 
 
 def _check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

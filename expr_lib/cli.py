@@ -1,0 +1,313 @@
+"""The command line, ``expr-lib``: each command is one function below, its arguments are the function's.
+
+Nothing heavy is imported before a command is chosen, so that ``expr-lib --help`` answers at once. What a user can set
+right (a missing file, a wrong number) ends in one line and exit code 2; anything else is a bug and keeps its traceback.
+Annotations are values here, tyro reads them: no ``from __future__ import annotations``.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from expr_lib import __version__
+
+if TYPE_CHECKING:
+    from expr_lib.faces.sample import FacePlan
+    from expr_lib.judges import Judges
+
+WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED = WEIGHTS / "swap-64.safetensors"
+HELD_OUT_SEED = 4610
+"""Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""
+
+Output = Annotated[Path, arg(aliases=["-o"])]
+Checkpoint = Annotated[Path, arg(help_behavior_hint="(default: the shipped ones)")]
+
+
+def demo(out: Output = Path("build/demo"), pairs: int = 100, checkpoint: Checkpoint = SHIPPED) -> None:
+    """Swap the expressions of faces that training never saw, and measure it against the true answer.
+
+    Args:
+        out: folder for swap.png and metrics.json.
+        pairs: how many pairs to measure; the first eight are in the picture.
+        checkpoint: weights of the swapper (.safetensors).
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+
+    from expr_lib import plots
+    from expr_lib.evaluate import evaluate, write_results
+    from expr_lib.faces.render import load_renderer
+    from expr_lib.swap import load, swap_images
+
+    began = time.perf_counter()
+    swapper, judges, renderer = load(checkpoint), _judges(checkpoint), load_renderer()
+    plan = _held_out_faces(swapper.config.size)
+    results = evaluate(
+        swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 8), n_resamples=200,
+        about={"checkpoint": checkpoint.name, "command": "expr-lib demo"},
+    )  # fmt: skip
+    shown = results["swaps"][:8]  # the first of the seeded list, not the best
+    a, b = np.array([(swap["a"], swap["b"]) for swap in shown]).T
+    (image_a, _), (image_b, _) = plan.render(renderer, a), plan.render(renderer, b)
+    truth, _ = plan.render(renderer, a, au_rows=b)
+    swapped, _ = swap_images(swapper, image_a, image_b)
+    out.mkdir(parents=True, exist_ok=True)
+    picture = plots.save(plots.swaps(image_a, image_b, swapped, truth, plan.au[b]), out / "swap.png")
+    shown_rows = ("ours", "copy-input", "true render")
+    numbers = {key: value for key, value in results.items() if key not in ("swaps", "per_au", "rows")}
+    numbers |= {"rows": {row: results["rows"][row] for row in shown_rows}}
+    write_results(out / "metrics.json", numbers)
+
+    print(f"\n{'':16}{'ours':>22}{'copy-input':>14}{'true render':>14}")
+    for measure in ("transfer_score", "au_icc", "identity_kept"):
+        ours, copy, true = (results["rows"][row][measure] for row in shown_rows)
+        value = f"{ours['value']:.2f} ({ours['low']:.2f} to {ours['high']:.2f})"
+        print(f"{measure:16}{value:>22}{copy['value']:>14.2f}{true['value']:>14.2f}")
+    print(f"\n{2 * pairs} swaps of people never met in training. copy-input does nothing, true render is perfect.")
+    print(f"picture   {picture}\nnumbers   {out / 'metrics.json'}\n{time.perf_counter() - began:.0f} s")
+
+
+def swap(
+    a: Annotated[Positional[Path], arg(metavar="A")],
+    b: Annotated[Positional[Path], arg(metavar="B")],
+    out: Output = Path("swap.png"),
+    inputs: bool = False,
+    only: tuple[str, ...] = (),
+    amount: float = 1.0,
+    checkpoint: Checkpoint = SHIPPED,
+) -> None:
+    """Swap the expressions of two image files: left, A with the expression of B; right, B with the expression of A.
+
+    The largest centred square of each image is used: crop so that one face fills about two thirds of its width.
+    The shipped weights have seen rendered faces only; on photographs expect the gist at best.
+
+    Args:
+        a: an image file (PNG, JPEG, WebP, TIFF, ...).
+        b: another one.
+        out: PNG file to write.
+        inputs: put the two input squares above the two results.
+        only: action units to swap, such as AU12 AU25; all where none is named.
+        amount: how far to go, from 0 (own expression) to 1 (the other's).
+        checkpoint: weights of the swapper (.safetensors).
+    """
+    import numpy as np
+
+    from expr_lib.images import read_image, square, write_png
+
+    images = [read_image(path) for path in (a, b)]  # before the networks are imported: a wrong file is told at once
+
+    from expr_lib.swap import amounts, load, swap_images
+
+    swapper = load(checkpoint)
+    size = swapper.config.size
+    faces = np.stack([square(image, size) for image in images])  # (2, S, S, 3)
+    swapped = np.stack(swap_images(swapper, faces[0], faces[1], amounts(swapper.au_names, only, amount)))
+    rows = np.stack([faces, swapped] if inputs else [swapped])  # (R, 2, S, S, 3)
+    write_png(out, rows.transpose(0, 2, 1, 3, 4).reshape(-1, 2 * size, 3))  # -> (R * S, 2 * S, 3)
+    print(f"{out}: {a.name} with the expression of {b.name}, and the other way round")
+
+
+def faces_command() -> Callable[..., None]:
+    from expr_lib.faces.build import build
+    from expr_lib.faces.sample import FacesConfig
+
+    def faces(
+        out: Annotated[Positional[Path], arg(metavar="FOLDER")],
+        config: Annotated[FacesConfig, arg(name="")] = FacesConfig(),  # noqa: B008 (frozen)
+        device: str = "auto",
+    ) -> None:
+        """Render a data set of faces with known action units, or finish one that was interrupted.
+
+        Args:
+            out: folder of the data set.
+            device: cpu, cuda, mps; auto takes the fastest there is.
+        """
+        for name in ("n_subjects", "images_per_subject", "size"):
+            _count("--" + name.replace("_", "-"), getattr(config, name), 1)
+        if not (0 <= config.val and 0 <= config.test and config.val + config.test <= 1):
+            raise ValueError(f"--val {config.val:g} --test {config.test:g}: expected shares of 1 at most in all")
+        build(out, config, device=_device(device))
+        print(f"{out}: {config.n_subjects * config.images_per_subject} images of {config.n_subjects} people")
+
+    return faces
+
+
+def train_command() -> Callable[..., None]:
+    from expr_lib import train as training
+    from expr_lib.datasets import FaceData
+
+    def train(
+        data: Annotated[Positional[Path], arg(metavar="DATA")],
+        run: Path = Path("runs/swap"),
+        config: Annotated[training.TrainConfig, arg(name="")] = training.TrainConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        """Train a swapper on a data set folder; started again with the same --run, it goes on where it stopped.
+
+        Args:
+            data: data set folder, made by `expr-lib faces`.
+            run: folder for log.csv, samples/ and checkpoint.safetensors.
+        """
+        _device(config.device)
+        print(training.train(config, FaceData.open(data), run))
+
+    return train
+
+
+def judges_command() -> Callable[..., None]:
+    from expr_lib.judges import JudgeConfig, train_judges
+
+    def judges(
+        data: Annotated[Positional[Path], arg(metavar="DATA")],
+        out: Output = Path("runs/judges"),
+        config: Annotated[JudgeConfig, arg(name="")] = JudgeConfig(),  # noqa: B008 (frozen)
+        device: str = "auto",
+    ) -> None:
+        """Train the two judges that measure a swap, on people who appear nowhere else.
+
+        Args:
+            data: data set folder with a seed of its own, made by `expr-lib faces`.
+            out: folder for the weights and the report.
+            device: cpu, cuda, mps; auto takes the fastest there is.
+        """
+        out.mkdir(parents=True, exist_ok=True)
+        report = train_judges(data, out, config, device=_device(device))
+        print(f"{out}: {', '.join(report['bytes'])}")
+
+    return judges
+
+
+def evaluate(
+    checkpoint: Annotated[Positional[Checkpoint], arg(metavar="CHECKPOINT")] = SHIPPED,
+    out: Output = Path("build/evaluate.json"),
+    pairs: int = 500,
+    seed: int = HELD_OUT_SEED,
+    readme: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Measure a swapper beside trivial answers and the true render, on held-out people; write JSON, print the table.
+
+    Args:
+        checkpoint: weights of the swapper (.safetensors).
+        out: JSON file for every number.
+        pairs: how many pairs to swap, in both directions.
+        seed: of the people; must be none that the swapper or the judges were trained on.
+        readme: Markdown file whose table between the result markers is replaced.
+        device: cpu, cuda, mps; auto takes the fastest there is.
+    """
+    from expr_lib.evaluate import evaluate as evaluate_
+    from expr_lib.evaluate import markdown_table, update_readme_table, write_results
+    from expr_lib.faces.render import load_renderer
+    from expr_lib.swap import load
+
+    device = _device(device)
+    swapper, judges = load(checkpoint, device), _judges(checkpoint, seed, device)
+    plan, renderer = _held_out_faces(swapper.config.size, seed), load_renderer(device)
+    command = f"expr-lib evaluate {checkpoint.name} --pairs {pairs} --seed {seed}"
+    about = {"command": command, "checkpoint": checkpoint.name}
+    results = evaluate_(
+        swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 2), device=device, about=about
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_results(out, results)
+    if readme is not None:
+        update_readme_table(readme, results)
+    print(f"{markdown_table(results)}\n\n{out}")
+
+
+COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
+    "demo": (demo, "swap held-out faces with the shipped weights; picture and numbers in build/demo"),
+    "swap": (swap, "swap the expressions of two image files"),
+    "faces": (faces_command, "render a data set of faces with known action units"),
+    "train": (train_command, "train a swapper on a data set"),
+    "judges": (judges_command, "train the judges that measure a swap"),
+    "evaluate": (evaluate, "measure a swapper on held-out people"),
+}
+DEFERRED = (faces_command, train_command, judges_command)  # arguments from a config, which needs an import first
+
+HELP = """usage: expr-lib COMMAND ...
+
+Facial expression transfer via fine-grained representations (Shao et al., IEEE TIP 2021).
+
+{commands}
+
+expr-lib COMMAND --help shows the arguments of a command; --version shows the version.
+Start with:  expr-lib demo"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exit code 0, or 2 after one line on stderr for what the user can set right."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:10}{line}" for name, (_, line) in COMMANDS.items())))
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"expr-lib {__version__}")
+        return
+    try:
+        if arguments[0] not in COMMANDS:
+            raise ValueError(f"no command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}")
+        command = COMMANDS[arguments[0]][0]
+        tyro.cli(command() if command in DEFERRED else command, prog=f"expr-lib {arguments[0]}", args=arguments[1:])
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("EXPR_LIB_DEBUG"):
+            raise
+        print(f"expr-lib: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("expr-lib: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _count(option: str, value: int, least: int) -> int:
+    if value < least:
+        raise ValueError(f"{option}: found {value}, expected {least} or more")
+    return value
+
+
+def _device(name: str) -> str:
+    """``auto`` -> the fastest device there is; ``ValueError`` for one that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def _held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
+    """A hundred people, ten expressions each, all of them held out."""
+    from expr_lib.faces.sample import FacesConfig, plan_faces
+
+    return plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=seed, val=0.0, test=1.0))
+
+
+def _judges(checkpoint: Path, seed: int = HELD_OUT_SEED, device: str = "cpu") -> "Judges":
+    """The shipped judges; ``ValueError`` where the seed is one that they, or the checkpoint, were trained on."""
+    from expr_lib.checkpoint import load
+    from expr_lib.judges import load_judges
+
+    def check(name: str, data: dict[str, Any]) -> None:
+        if data.get("config", {}).get("seed") == seed:
+            raise ValueError(f"--seed {seed}: {name} was trained on these people; expected another seed")
+
+    check(checkpoint.name, load(checkpoint)[1].get("data", {}))
+    judges = load_judges(device)
+    for judge in judges:
+        check(type(judge).__name__, judge.metadata.get("data", {}))
+    return judges
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""One style for every figure of the course: legible from the last row, and for those who see fewer colours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from expr_lib.facs import AU_NAMES, PRESENT_AT
+
+INK = "#222222"
+QUIET = "#8a8a8a"
+COLORS = {  # Okabe & Ito, *Color Universal Design* (2008): distinct under every common colour deficiency
+    "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "vermillion": "#D55E00",
+    "purple": "#CC79A7", "sky": "#56B4E9", "yellow": "#F0E442",
+}  # fmt: skip
+REGION_COLORS = {
+    "brow": COLORS["blue"], "eye": COLORS["green"], "nose": COLORS["purple"],
+    "cheek": COLORS["orange"], "mouth": COLORS["vermillion"],
+}  # fmt: skip
+"""One colour for each face region, the same in every figure."""
+
+STYLE: dict[Any, Any] = {
+    "font.size": 14, "axes.titlesize": 16, "axes.labelsize": 14, "xtick.labelsize": 12, "ytick.labelsize": 12,
+    "legend.fontsize": 12, "figure.titlesize": 19, "figure.facecolor": "white", "savefig.facecolor": "white",
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": "#e6e6e6", "lines.linewidth": 2.2, "legend.frameon": False, "image.interpolation": "bicubic",
+    "axes.prop_cycle": plt.cycler(color=list(COLORS.values())), "figure.dpi": 110, "savefig.dpi": 160,
+}  # fmt: skip
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """``with style(): ...`` draws in the course's style and leaves matplotlib as it was."""
+    with plt.rc_context(STYLE):
+        yield
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure (PNG, SVG or PDF by its ending) under a temporary name, then rename it; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with style():
+        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", bbox_inches="tight", pad_inches=0.15)
+    os.replace(partial, path)
+    return path
+
+
+def grid(
+    images: np.ndarray,
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    title: str = "",
+    note: str = "",
+    cell: float = 1.35,
+    column_colors: Sequence[str] = (),
+) -> Figure:
+    """Images in rows and columns, labelled on the left and above.
+
+    ``images`` is (R, C, S, S, 3) uint8 or float in [0, 1]; ``note`` is a quiet line under the picture; ``cell`` is the
+    edge of one image in inches. Raises ``ValueError`` where the labels do not match the rows or columns.
+    """
+    images = np.asarray(images)
+    if images.ndim != 5 or images.shape[-1] != 3:
+        raise ValueError(f"images: found shape {images.shape}, expected (rows, columns, S, S, 3)")
+    rows, columns = images.shape[:2]
+    for name, labels, n in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
+        if len(labels) not in (0, n):
+            raise ValueError(f"{name}: found {len(labels)}, expected {n}")
+    with style():
+        figure, axes = plt.subplots(figsize=(columns * cell, rows * cell))
+        gap = 0.04
+        for r in range(rows):
+            for c in range(columns):
+                axes.imshow(images[r, c], extent=(c + gap / 2, c + 1 - gap / 2, r + 1 - gap / 2, r + gap / 2))
+        axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.set_xticks(np.arange(len(column_labels)) + 0.5, column_labels)
+        axes.set_yticks(np.arange(len(row_labels)) + 0.5, row_labels)
+        for label, color in zip(axes.get_xticklabels(), column_colors, strict=False):
+            label.set_color(color)
+        if title:
+            axes.set_title(title, loc="left", pad=14, fontsize=19, fontweight="bold")
+        if note:
+            axes.annotate(note, (0, 0), (0, -10), "axes fraction", "offset points", va="top", color=QUIET, fontsize=12)
+    return figure
+
+
+def compare(
+    values: Mapping[str, float],
+    *,
+    label: str,
+    title: str = "",
+    limits: tuple[float, float] = (0.0, 1.0),
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    axes: Axes | None = None,
+) -> Axes:
+    """Horizontal bars, the first in colour and the rest (what it is compared with) in gray, each with its number.
+
+    ``intervals`` adds a whisker from low to high; ``label`` names the axis.
+    """
+    with style():
+        axes = axes or plt.subplots(figsize=(8, 0.55 * len(values) + 1.2))[1]
+        names, numbers = list(values), np.array(list(values.values()), float)
+        bars = axes.barh(names, numbers, height=0.62, color=[COLORS["blue"]] + ["#b9b9b9"] * (len(names) - 1))
+        for name, (low, high) in (intervals or {}).items():
+            axes.plot([low, high], [name, name], color=INK, linewidth=2)
+        axes.bar_label(bars, [f"{n:.2f}" for n in numbers], padding=6)
+        axes.set(xlim=limits, xlabel=label, title=title)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+    return axes
+
+
+def swaps(a: ArrayLike, b: ArrayLike, swapped: ArrayLike, truth: ArrayLike, au_b: ArrayLike) -> Figure:
+    """The picture of this project: a, b, a with the expression of b, and what that truly looks like.
+
+    Images are (n, S, S, 3) uint8; ``au_b`` (n, n_aus) in [0, 5], in the order of ``AU_NAMES``, labels the columns.
+    """
+    return grid(
+        np.stack([np.asarray(x) for x in (a, b, swapped, truth)]),  # (4, n, S, S, 3)
+        row_labels=["a", "b", "a with the\nexpression of b", "the true answer"],
+        column_labels=[strongest(au) for au in np.asarray(au_b)],
+        title="Two faces exchange expressions",
+        note="Above each column: the strongest action units of b. Nobody here was seen in training; none was picked.",
+    )
+
+
+def strongest(au: np.ndarray, n: int = 3) -> str:
+    """The strongest present AUs of one expression (n_aus,): "AU 6+12+25", or "neutral"."""
+    order = sorted((k for k in np.argsort(-au)[:n] if au[k] >= PRESENT_AT), key=int)
+    return "AU " + "+".join(AU_NAMES[k].removeprefix("AU") for k in order) if order else "neutral"

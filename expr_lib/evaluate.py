@@ -86,7 +86,7 @@ def evaluate(
 
     - ``rows``    {row of ``ROWS``: {measure of ``MEASURES``: figure}}
     - ``per_au``  {row: {AU: {measure of ``PER_AU``: figure}}}
-    - ``leaks``   see :func:`leaks`, on up to ``n_probe`` images of the split
+    - ``leaks``   see :func:`leaks`, on up to ``n_probe`` images of the split; 0 to leave them out
     - ``swaps``   one entry for each swap of ours: rows a and b of the plan, transfer_score, cosine to a
     - ``n_pairs``, ``n_subjects``, ``seed``, ``split``, ``size``, ``generator``, and ``about`` (command, checkpoint ...)
 
@@ -224,6 +224,9 @@ def leaks(
     n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """``{"leak_au", "leak_id": figure, "n_images"}``: what fresh probes read from f_f and f_r of rows of the plan."""
+    figures: dict[str, Any] = {"n_images": len(rows)}
+    if len(rows) == 0:
+        return figures | {name: _figure(math.nan, math.nan, math.nan) for name in ("leak_au", "leak_id")}
     features = []
     for chunk in tqdm(np.array_split(rows, -(-len(rows) // batch_size)), desc="leaks", disable=not progress):
         pixels, _ = plan.render(renderer, chunk)
@@ -232,7 +235,6 @@ def leaks(
     who, shown = plan.subject.numpy()[rows], plan.au[torch.from_numpy(rows)]
     read_au, share = probe_au(f_f, shown, who), leak_id(probe_subject(f_r, who), who)
     statistics = {"leak_au": lambda i: leak_au(read_au[i], shown[i]), "leak_id": lambda i: share[i].nanmean()}
-    figures: dict[str, Any] = {"n_images": len(rows)}
     for name, statistic in statistics.items():
         low, high = bootstrap(statistic, who, n_resamples=n_resamples)
         figures[name] = _figure(statistic(torch.arange(len(rows))).item(), low.item(), high.item())

@@ -199,7 +199,9 @@ def test_the_same_seed_gives_the_same_table_and_batches_do_not_matter(oracle):
             x, y = oracle["rows"][row][name], again["rows"][row][name]
             assert x["value"] == pytest.approx(y["value"], abs=1e-5), (row, name)
             assert x["low"] == pytest.approx(y["low"], abs=1e-5), (row, name)
-    assert table(Oracle(), seed=1)["swaps"] != oracle["swaps"]
+    other = table(Oracle(), seed=1, n_probe=0, n_resamples=2)
+    assert other["swaps"] != oracle["swaps"]
+    assert other["leaks"]["leak_au"]["value"] is None and "`leak_au` –" in markdown_table(other)
 
 
 def test_training_mode_and_too_few_pairs_are_refused():

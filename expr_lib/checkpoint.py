@@ -1,7 +1,7 @@
 """Weights in and out: safetensors with JSON metadata. Never pickle, never half a file.
 
-A training checkpoint and a released model are the same kind of file. Names of tensors start with what they belong to
-(`swapper.`, `ema.`, `D.`, `opt_G.` ...); a released model has only `ema.`, the averaged weights that are used at run time.
+A training checkpoint and a released model are the same kind of file. A tensor's name starts with what it belongs to
+(`swapper.`, `ema.`, `D.`, `opt_G.` ...); a released model has only `ema.`, the averaged weights, used at run time.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str
             metadata = json.loads((file.metadata() or {}).get("expr_lib", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError, OSError) as error:
-        size = path.stat().st_size
-        raise ValueError(f"{path}: truncated or not safetensors: {size} bytes ({' '.join(str(error).split())})") from None
+        size, why = path.stat().st_size, " ".join(str(error).split())
+        raise ValueError(f"{path}: truncated or not safetensors: {size} bytes ({why})") from None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         found = metadata.get("format") if isinstance(metadata, dict) else "no expr_lib metadata"
         raise ValueError(f"{path}: format: found {found!r}, expected {FORMAT}")
@@ -67,7 +67,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -81,7 +81,8 @@ def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path
     own = module.state_dict()
     given = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
     if not given:
-        raise ValueError(f"{path}: holds no {prefix!r} weights, only {', '.join(sorted({n.split('.')[0] for n in tensors}))}")
+        others = ", ".join(sorted({name.split(".")[0] for name in tensors}))
+        raise ValueError(f"{path}: holds no {prefix!r} weights, only {others}")
     for name in sorted(own.keys() | given.keys()):
         found = f"shape {tuple(given[name].shape)}" if name in given else "nothing"
         expected = f"shape {tuple(own[name].shape)}" if name in own else "no such tensor"
@@ -111,7 +112,7 @@ def model_config(metadata: dict[str, Any], path: str | Path) -> ModelConfig:
     known, given = {field.name for field in fields(ModelConfig)}, metadata["model"]
     if unknown := sorted(given.keys() - known):
         raise ValueError(f"{path}: model configuration: found {unknown}, expected only {sorted(known)}")
-    return ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    return ModelConfig(**(given | {"levels": tuple(given["levels"])}))
 
 
 def check_au_names(found: tuple[str, ...], expected: tuple[str, ...], path: str | Path) -> None:

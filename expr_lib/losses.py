@@ -53,12 +53,14 @@ def au_weights(au: Tensor) -> Tensor:
 def class_weights(cls: Tensor, n_classes: int) -> Tensor:
     """w_kc ~ 1 / (how often AU k has class c), mean 1 over the labelled images of AU k; 0 for a class never seen.
 
-    cls (N, n) int64 of the whole training set, -1 = missing -> (n, L). Our choice, for a reason: under these weights a
-    discriminator that knows nothing answers 1/C for each class, which is exactly what the encoder is asked to cause.
+    cls (N, n) int64 of the whole training set, -1 = missing -> (n, L). Shares under 1 % count as 1 %. Our choice, for a
+    reason: under these weights a discriminator that knows nothing answers 1/C for each class, which is exactly what the
+    encoder is asked to cause.
     """
     count = F.one_hot(cls.clamp_min(0), n_classes).mul((cls >= 0).unsqueeze(-1)).sum(0).float()  # (n, L)
-    seen = (count > 0).sum(1, keepdim=True).clamp_min(1)
-    return torch.where(count > 0, count.sum(1, keepdim=True) / (seen * count.clamp_min(1)), torch.zeros_like(count))
+    share = count / count.sum(1, keepdim=True).clamp_min(1)
+    classes = (count > 0).sum(1, keepdim=True).clamp_min(1)
+    return (count > 0) / (classes * share.clamp_min(0.01))
 
 
 def tell_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
@@ -75,8 +77,8 @@ def tell_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
 def hide_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """Encoder:  L = mean_k w sum_c (D(f)_kc - 1/C_k)^2:  the feature should tell nothing, every class alike.
 
-    Shapes as in `tell_class`; C_k counts the classes that AU k has. Source: sister code (uniform target 1/C); "multi-class
-    adversarial training" is in the paper's abstract.
+    Shapes as in `tell_class`; C_k counts the classes that AU k has. Source: "multi-class adversarial training" in the
+    paper's abstract, the uniform target in the sister code.
     """
     has = (weight > 0).float()  # (n, L)
     uniform = has / has.sum(-1, keepdim=True).clamp_min(1)
@@ -113,7 +115,7 @@ def tell_images(real: Tensor, fake: Tensor) -> Tensor:
     """Discriminator:  L = 1/2 [mean (D(real) - 1)^2 + mean D(fake)^2]:  least squares (LSGAN, Mao et al., 2017).
 
     Patch scores of any shape. Used twice: realism (real images against synthesized ones) and swap consistency
-    (self-reconstructed images against synthesized ones). Source: both are in the paper's abstract; least squares is ours.
+    (self-reconstructed images against synthesized ones). Source: both in the paper's abstract; least squares is ours.
     """
     return 0.5 * ((real - 1).square().mean() + fake.square().mean())
 

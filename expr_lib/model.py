@@ -50,8 +50,8 @@ class ModelConfig:
 def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
     """Intensities (B, n) in [0, 5] -> classes (B, n) int64, 0 = absent; -1 where the label is missing (NaN).
 
-    An AU below intensity A (`PRESENT_AT`) is class 0; [1, 5] is cut into `levels - 1` equal parts. With 2 levels that is
-    absent/present, with 6 the whole numbers 1..5 fall into the FACS letters A..E. Our choice.
+    An AU below intensity A (`PRESENT_AT`) is class 0; [1, 5] is cut into `levels - 1` equal parts. With 2 levels that
+    is absent/present, with 6 the whole numbers 1..5 fall into the FACS letters A..E. Our choice.
     """
     level = torch.tensor(levels, device=au.device)  # (n,) or (1,)
     span = MAX_INTENSITY - PRESENT_AT
@@ -115,7 +115,7 @@ class DG(nn.Module):
         self.c_f, self.noise = c.c_f, c.noise
         # AU-free branch: a map, because identity, pose and background have places
         self.free = nn.Sequential(Block(w), Block(w), norm(w), nn.SiLU(), nn.Conv2d(w, c.c_f, 1))
-        # AU-related branch: an attention map for each AU says where to look, a coarse view of the face says where that is
+        # AU-related branch: an attention map for each AU says where to look, a coarse view of the face what is there
         self.fine = nn.Sequential(nn.Conv2d(w, r, 3, 2, 1), Block(r), norm(r), nn.SiLU())  # (B, r, S/8, S/8)
         self.coarse = nn.Sequential(
             nn.Conv2d(r, r, 3, 2, 1), Block(r), norm(r), nn.SiLU(),  # (B, r, S/16, S/16)
@@ -162,7 +162,7 @@ class DG(nn.Module):
         return (f_r.float() * self.readout).sum(-1) + self.readout_bias
 
     def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:
-        """The paper's G: f_f (B, C, S/4, S/4) of one face, f_r (B, n, d) of another -> image (B, 3, S, S) in [-1, 1]."""
+        """The paper's G: f_f (B, C, S/4, S/4) of one face, f_r (B, n, d) of another -> image (B, 3, S, S)."""
         style = self.style(f_r.flatten(1))  # (B, n*d) -> (B, style)
         h = self.blocks[0](self.canvas(f_f), style)  # (B, w, S/4, S/4)
         paint = torch.einsum("bnd,ndw->bnw", f_r.to(h.dtype), self.paint.to(h.dtype))
@@ -215,8 +215,8 @@ class Swapper(nn.Module):
         return self.swap(a, b)
 
 
-class D_f(nn.Module):  # noqa: N801 (the paper's name)
-    """Multi-class discriminator: f_f (B, C, S/4, S/4) -> a score for each class of each AU (B, n, L), L = most levels."""
+class D_f(nn.Module):
+    """Multi-class discriminator: f_f (B, C, S/4, S/4) -> a score for each class of each AU (B, n, L)."""
 
     def __init__(self, c: ModelConfig, hidden: int = 256) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class D_f(nn.Module):  # noqa: N801 (the paper's name)
         return self.net(f_f).float().unflatten(1, self.shape)
 
 
-class D_r(nn.Module):  # noqa: N801
+class D_r(nn.Module):
     """Subject discriminator: f_r (B, n, d) -> a score for each training subject (B, 1, n_subjects)."""
 
     def __init__(self, c: ModelConfig, n_subjects: int, hidden: int = 256) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from expr_lib import checkpoint
+from expr_lib import checkpoint, model
 from expr_lib.datasets import FaceData, batches, held_out_pairs, to_float, to_uint8
 from expr_lib.losses import (
     agreement_loss,
@@ -32,8 +32,7 @@ from expr_lib.losses import (
     tell_class,
     tell_images,
 )
-from expr_lib.model import D as ImageD
-from expr_lib.model import D_f, D_r, ModelConfig, Swapper, au_classes
+from expr_lib.model import ModelConfig, Swapper, au_classes
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ class Nets:
 
     swapper: Swapper  # E and DG
     ema: Swapper  # its moving average
-    D: ImageD
-    D_f: D_f
-    D_r: D_r | None  # None where no subject is labelled
+    D: model.D
+    D_f: model.D_f
+    D_r: model.D_r | None  # None where no subject is labelled
     opt_G: torch.optim.Optimizer
     opt_D: torch.optim.Optimizer
     opt_f: torch.optim.Optimizer
@@ -277,8 +276,8 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
     m, device = config.model, config.device
     au = torch.from_numpy(data.au)
     n_subjects = len(np.unique(data.subject[data.subject >= 0]))
-    swapper, d, d_f = Swapper(m), ImageD(m), D_f(m)
-    d_r = D_r(m, n_subjects) if n_subjects > 1 else None
+    swapper, d, d_f = Swapper(m), model.D(m), model.D_f(m)
+    d_r = model.D_r(m, n_subjects) if n_subjects > 1 else None
     swapper.au_names = data.au_names
     for net in (swapper, d, d_f, d_r):
         if net is not None:
@@ -310,7 +309,7 @@ def batch_of(pairs: Any, subjects: Tensor, config: TrainConfig) -> Batch:
 def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
     """Train, or go on with what stands in `run`, and return the path of the checkpoint.
 
-    `run` gets log.csv, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs) and checkpoint.safetensors.
+    `run` gets log.csv, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs), checkpoint.safetensors.
     A run that was killed and started again ends, on the CPU, with the same bits as one that was not. SIGINT and SIGTERM
     save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite.
     """
@@ -323,7 +322,7 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
     nets = build_nets(config, learn)
     start = resume(nets, path) if path.exists() else 0
     subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(device)
-    split = "val" if (data.split == "val").any() else "train"
+    split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
     held_out = held_out_pairs(data, config.n_samples, config.seed, split=split)
     feed = batches(learn, config.batch_size, seed=config.seed, device=device, first=start)
     log, bar = Log(run / "log.csv", start), tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True)

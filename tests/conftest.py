@@ -28,7 +28,8 @@ def write_tiny_faces(folder: Path, size: int = 16, subjects: int = 8, per_subjec
     rows = [",".join([str(s), p, *map(str, a)]) for s, p, a in zip(subject, split, au.tolist(), strict=True)]
     (folder / "labels.csv").write_text("\n".join([",".join(["subject", "split", *TINY_AUS]), *rows]) + "\n")
     sha = {f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in ("images.npy", "labels.csv")}
-    meta = {"format": 1, "generator": "test", "config": {}, "au_names": TINY_AUS, "size": size, "rows": n, "sha256": sha}
+    meta = {"format": 1, "generator": "test", "config": {}, "au_names": TINY_AUS, "size": size, "rows": n}
+    meta["sha256"] = sha
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
 

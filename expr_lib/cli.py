@@ -52,8 +52,8 @@ def demo(out: Output = Path("build/demo"), pairs: int = 100, checkpoint: Checkpo
     swapper, judges, renderer = load(checkpoint), _judges(checkpoint), load_renderer()
     plan = _held_out_faces(swapper.config.size)
     results = evaluate(
-        swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 8), n_resamples=200,
-        about={"checkpoint": checkpoint.name, "command": "expr-lib demo"},
+        swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 8), n_resamples=200, n_probe=0,
+        about={"checkpoint": checkpoint.name, "seed_of_people": HELD_OUT_SEED, "command": "expr-lib demo"},
     )  # fmt: skip
     shown = results["swaps"][:8]  # the first of the seeded list, not the best
     a, b = np.array([(swap["a"], swap["b"]) for swap in shown]).T
@@ -63,7 +63,7 @@ def demo(out: Output = Path("build/demo"), pairs: int = 100, checkpoint: Checkpo
     out.mkdir(parents=True, exist_ok=True)
     picture = plots.save(plots.swaps(image_a, image_b, swapped, truth, plan.au[b]), out / "swap.png")
     shown_rows = ("ours", "copy-input", "true render")
-    numbers = {key: value for key, value in results.items() if key not in ("swaps", "per_au", "rows")}
+    numbers = {key: value for key, value in results.items() if key not in ("swaps", "per_au", "rows", "leaks")}
     numbers |= {"rows": {row: results["rows"][row] for row in shown_rows}}
     write_results(out / "metrics.json", numbers)
 

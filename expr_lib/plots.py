@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,6 +44,8 @@ def style() -> Iterator[None]:
     """``with style(): ...`` draws in the course's style and leaves matplotlib as it was."""
     with plt.rc_context(STYLE):
         yield
+        interactive = plt.isinteractive()  # a notebook's backend switches this on as it draws its first figure:
+    matplotlib.interactive(interactive)  # if that were undone, the notebook would show no second one
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -57,7 +60,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def grid(
-    images: np.ndarray,
+    images: ArrayLike,
     *,
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
@@ -79,8 +82,8 @@ def grid(
         if len(labels) not in (0, n):
             raise ValueError(f"{name}: found {len(labels)}, expected {n}")
     with style():
-        figure, axes = plt.subplots(figsize=(columns * cell, rows * cell))
-        gap = 0.04
+        figure = plt.figure(figsize=(columns * cell, rows * cell))
+        axes, gap = figure.add_axes((0, 0, 1, 1)), 0.04  # the labels stand outside; saving cuts around them
         for r in range(rows):
             for c in range(columns):
                 axes.imshow(images[r, c], extent=(c + gap / 2, c + 1 - gap / 2, r + 1 - gap / 2, r + gap / 2))
@@ -96,6 +99,29 @@ def grid(
             axes.set_title(title, loc="left", pad=14, fontsize=19, fontweight="bold")
         if note:
             axes.annotate(note, (0, 0), (0, -10), "axes fraction", "offset points", va="top", color=QUIET, fontsize=12)
+    return figure
+
+
+def sheet(
+    images: ArrayLike, labels: Sequence[str], *, columns: int, colors: Sequence[str] = (), title: str = "",
+    cell: float = 2.2,
+) -> Figure:  # fmt: skip
+    """A contact sheet: images (n, S, S, 3), each with its own label above it, ``columns`` to a row."""
+    images = np.asarray(images)
+    if len(labels) != len(images):
+        raise ValueError(f"labels: found {len(labels)}, expected {len(images)}")
+    rows = -(-len(images) // columns)
+    with style():
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(columns * cell, rows * cell * 1.17), squeeze=False, layout="constrained"
+        )
+        for k, axis in enumerate(axes.flat):
+            axis.set_axis_off()
+            if k < len(images):
+                axis.imshow(images[k])
+                axis.set_title(labels[k], fontsize=12, color=colors[k] if colors else INK)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
@@ -135,7 +161,7 @@ def swaps(a: ArrayLike, b: ArrayLike, swapped: ArrayLike, truth: ArrayLike, au_b
         row_labels=["a", "b", "a with the\nexpression of b", "the true answer"],
         column_labels=[strongest(au) for au in np.asarray(au_b)],
         title="Two faces exchange expressions",
-        note="Above each column: the strongest action units of b. Nobody here was seen in training; none was picked.",
+        note="Above each column: the strongest action units of b. Nobody here was met in training.",
     )
 
 

@@ -1,0 +1,158 @@
+"""The notebooks are clean in git, say what they teach, run from top to bottom, and print the numbers they claim.
+
+The bands that a notebook's ``metrics.json`` must stay within are in ``notebook_bands.json``: a path into it, and the
+lowest and highest value, or ``[">", path, margin]`` for a number that must beat another one by a margin.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from expr_lib import cli
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+BANDS = json.loads((Path(__file__).parent / "notebook_bands.json").read_text())
+SECONDS = {"00_start_here": 60.0}
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def prose(notebook: nbformat.NotebookNode) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def test_there_are_notebooks_and_bands_for_each():
+    assert NOTEBOOKS and {path.stem for path in NOTEBOOKS} == set(BANDS) == set(SECONDS)
+
+
+# -- as they stand in git ------------------------------------------------------------------------------------------
+
+
+@each_notebook
+def test_no_output_is_kept(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, f"cell {cell.id}: strip it (nbstripout {path})"
+        assert not {"papermill", "execution", "ExecuteTime", "collapsed"} & set(cell.metadata), f"cell {cell.id}"
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}  # no widget state, nothing of papermill
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@each_notebook
+def test_one_cell_holds_the_parameters(path):
+    tagged = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and tagged[0].cell_type == "code"
+    names: dict[str, object] = {}
+    exec(tagged[0].source, names)  # nothing but plain values
+    names.pop("__builtins__")
+    assert {"seed", "device", "out"} <= set(names) and names["device"] == "cpu"
+    assert all(isinstance(value, (int, float, str, bool)) for value in names.values())
+
+
+@each_notebook
+def test_the_header_says_what_to_expect(path):
+    header = read(path).cells[0].source
+    assert header.startswith(f"# {path.stem[:2]} · ")
+    for field in ("You will learn", "Prerequisites", "Time", "Hardware"):
+        assert f"| **{field}** | " in header
+    assert "minute" in header
+
+
+@each_notebook
+def test_questions_have_folded_answers_and_there_are_exercises_and_a_summary(path):
+    text = prose(read(path))
+    questions = text.split("## Questions")[1].split("\n## ")[0]
+    assert 3 <= questions.count("<details><summary>Answer</summary>") == questions.count("</details>") <= 5
+    assert text.count("\n## Exercises") == text.count("\n## Summary") == 1
+
+
+@each_notebook
+def test_it_reads_as_prose_with_a_little_code(path):
+    cells = read(path).cells
+    for cell in cells:
+        assert cell.cell_type != "code" or cell.source.count("\n") < 30, f"cell {cell.id}: too long to read"
+    for one, two, three in zip(cells, cells[1:], cells[2:], strict=False):
+        assert "markdown" in (one.cell_type, two.cell_type, three.cell_type), f"cell {two.id}: no word around it"
+
+
+# -- as they run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Execute a notebook as a learner would, once -> the executed notebook, its metrics and the seconds it took."""
+    done: dict[Path, tuple[nbformat.NotebookNode, dict, float]] = {}
+
+    def execute(path: Path) -> tuple[nbformat.NotebookNode, dict, float]:
+        if path not in done:
+            folder = tmp_path_factory.mktemp(path.stem)
+            began = time.perf_counter()
+            executed = papermill.execute_notebook(
+                path, folder / path.name, {"out": str(folder)}, cwd=path.parent, kernel_name="python3",
+                progress_bar=False,
+            )  # fmt: skip
+            seconds = time.perf_counter() - began
+            done[path] = executed, json.loads((folder / "metrics.json").read_text()), seconds
+        return done[path]
+
+    if not cli.SHIPPED.exists():
+        pytest.skip("the shipped weights are still in training")
+    return execute
+
+
+@pytest.fixture(autouse=True)
+def jupyter_leaves_the_home_folder_alone(monkeypatch, tmp_path):
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+
+
+@each_notebook
+def test_it_runs_in_time_without_an_error_anywhere(path, run):
+    executed, _, seconds = run(path)
+    assert seconds < SECONDS[path.stem]
+    for cell in executed.cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            if output.output_type == "stream" and output.name == "stderr":
+                assert "Warning" not in output.text, f"cell {cell.id}: {output.text}"
+    # an exception inside `interact` does not stop papermill: it sits in the saved state of a widget
+    assert '"output_type": "error"' not in json.dumps(executed.metadata.get("widgets", {}))
+
+
+@each_notebook
+def test_every_figure_is_shown(path, run):
+    executed, _, _ = run(path)
+    draws = ("plots.grid(", "plots.sheet(", "plots.swaps(", "plt.subplots(")
+    for cell in executed.cells:
+        if cell.cell_type == "code" and any(word in cell.source for word in draws):
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs), f"cell {cell.id}: no picture"
+
+
+def at(metrics: dict, path: str) -> float:
+    value = metrics
+    for key in path.split("/"):
+        value = value[key]
+    return float(value)  # type: ignore[arg-type]
+
+
+@each_notebook
+def test_its_numbers_stay_within_their_bands(path, run):
+    _, metrics, _ = run(path)
+    for where, band in BANDS[path.stem].items():
+        value = at(metrics, where)
+        if band[0] == ">":
+            assert value > at(metrics, band[1]) + band[2], f"{where}: {value:.3f} does not beat {band[1]} by {band[2]}"
+        else:
+            assert band[0] <= value <= band[1], f"{where}: {value:.3f} is outside {band}"

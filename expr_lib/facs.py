@@ -19,7 +19,8 @@ PRESENT_AT = 1.0
 class ActionUnit:
     """One AU: its FACS name, the face region it moves, and the ARKit shapes that draw it.
 
-    ``shapes`` maps an ARKit blend shape to its weight at intensity E. ``*`` stands for both ``Left`` and ``Right``.
+    ``shapes`` maps an ARKit blend shape to its weight at intensity E (above 1 where the shape alone is weaker than E);
+    ``*`` stands for both ``Left`` and ``Right``.
     """
 
     name: str
@@ -29,22 +30,22 @@ class ActionUnit:
 
 
 ACTION_UNITS = (
-    ActionUnit("AU1", "inner brow raiser", "brow", {"browInnerUp": 1.0}),
-    ActionUnit("AU2", "outer brow raiser", "brow", {"browOuterUp*": 1.0}),
-    ActionUnit("AU4", "brow lowerer", "brow", {"browDown*": 1.0}),
-    ActionUnit("AU5", "upper lid raiser", "eye", {"eyeWide*": 1.0}),
-    ActionUnit("AU6", "cheek raiser", "cheek", {"cheekSquint*": 1.0}),
-    ActionUnit("AU7", "lid tightener", "eye", {"eyeSquint*": 1.0}),
-    ActionUnit("AU9", "nose wrinkler", "nose", {"noseSneer*": 1.0}),
-    ActionUnit("AU10", "upper lip raiser", "mouth", {"mouthUpperUp*": 1.0}),
+    ActionUnit("AU1", "inner brow raiser", "brow", {"browInnerUp": 1.7}),
+    ActionUnit("AU2", "outer brow raiser", "brow", {"browOuterUp*": 1.4}),
+    ActionUnit("AU4", "brow lowerer", "brow", {"browDown*": 1.5}),
+    ActionUnit("AU5", "upper lid raiser", "eye", {"eyeWide*": 1.5}),
+    ActionUnit("AU6", "cheek raiser", "cheek", {"cheekSquint*": 1.4}),
+    ActionUnit("AU7", "lid tightener", "eye", {"eyeSquint*": 1.5}),
+    ActionUnit("AU9", "nose wrinkler", "nose", {"noseSneer*": 1.4}),
+    ActionUnit("AU10", "upper lip raiser", "mouth", {"mouthUpperUp*": 1.4}),
     ActionUnit("AU12", "lip corner puller", "mouth", {"mouthSmile*": 1.0}),
-    ActionUnit("AU14", "dimpler", "mouth", {"mouthDimple*": 1.0}),
-    ActionUnit("AU15", "lip corner depressor", "mouth", {"mouthFrown*": 1.0}),
-    ActionUnit("AU17", "chin raiser", "mouth", {"mouthShrugLower": 1.0}),
-    ActionUnit("AU20", "lip stretcher", "mouth", {"mouthStretch*": 1.0}),
-    ActionUnit("AU23", "lip tightener", "mouth", {"mouthPress*": 1.0}),
-    ActionUnit("AU25", "lips part", "mouth", {"mouthLowerDown*": 0.6, "mouthUpperUp*": 0.15}),
-    ActionUnit("AU26", "jaw drop", "mouth", {"jawOpen": 0.8}),
+    ActionUnit("AU14", "dimpler", "mouth", {"mouthDimple*": 1.3}),
+    ActionUnit("AU15", "lip corner depressor", "mouth", {"mouthFrown*": 1.5}),
+    ActionUnit("AU17", "chin raiser", "mouth", {"mouthShrugLower": 2.0}),
+    ActionUnit("AU20", "lip stretcher", "mouth", {"mouthStretch*": 1.3}),
+    ActionUnit("AU23", "lip tightener", "mouth", {"mouthPress*": 1.4}),
+    ActionUnit("AU25", "lips part", "mouth", {"mouthLowerDown*": 1.1, "mouthUpperUp*": 0.4}),
+    ActionUnit("AU26", "jaw drop", "mouth", {"jawOpen": 0.85}),
     ActionUnit("AU43", "eyes closed", "eye", {"eyeBlink*": 1.0}),
 )
 

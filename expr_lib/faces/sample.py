@@ -1,0 +1,280 @@
+"""Who, which expression, seen how: everything random about a rendered face, drawn here and nowhere else.
+
+Identity, expression and view are independent of each other by construction (our choice: on real data they are not,
+and that is one of the reasons why disentanglement is hard to measure there).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expr_lib.facs import AU_NAMES, MAX_INTENSITY
+
+if TYPE_CHECKING:
+    from expr_lib.faces.render import Renderer
+
+VERSION = "1"
+"""Version of the generator: it changes whenever the same seed gives other pixels."""
+
+N_IDENTITY = 80
+Batch = TypeVar("Batch", bound="TensorBatch")
+
+
+class TensorBatch:
+    """A frozen dataclass of tensors with one leading length: indexable, movable."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]
+
+    def __getitem__(self: Batch, index) -> Batch:
+        return type(self)(**{f.name: getattr(self, f.name)[index] for f in fields(self)})  # type: ignore[arg-type]
+
+    def to(self: Batch, *args) -> Batch:
+        return type(self)(**{f.name: getattr(self, f.name).to(*args) for f in fields(self)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Subjects(TensorBatch):
+    """n people: all that stays the same from image to image. Colours are sRGB in [0, 1], amounts in [0, 1]."""
+
+    identity: Tensor  # (n, K) standard deviations
+    skin: Tensor  # (n, 3)
+    lips: Tensor  # (n, 3)
+    lip_paint: Tensor  # (n,) 0 = bare lips .. 1 = lipstick
+    hair: Tensor  # (n, 3)
+    hair_volume: Tensor  # (n,) metres that the hair stands off the scalp
+    hair_length: Tensor  # (n,) height above the origin (m) at which long hair is cut; > 0.5 = no long hair
+    hairline: Tensor  # (n,) shift of the hairline in metres, positive = receding
+    brow: Tensor  # (n, 3)
+    brow_amount: Tensor  # (n,)
+    iris: Tensor  # (n, 3)
+    beard: Tensor  # (n,)
+    freckles: Tensor  # (n,)
+    blush: Tensor  # (n,)
+    eyeshadow: Tensor  # (n,)
+    shine: Tensor  # (n,)
+    creases: Tensor  # (n,) how deep expression wrinkles get
+    shirt: Tensor  # (n, 3)
+
+
+@dataclass(frozen=True)
+class Views(TensorBatch):
+    """n ways of looking at a head: pose in degrees, framing, gaze, light, background."""
+
+    yaw: Tensor  # (n,) positive = subject's face turns to its left
+    pitch: Tensor  # (n,) positive = chin up
+    roll: Tensor  # (n,)
+    zoom: Tensor  # (n,) 1 = the head fills about two thirds of the width
+    shift: Tensor  # (n, 2) of the image width
+    gaze: Tensor  # (n, 2) degrees relative to the head: left, up
+    light: Tensor  # (n, 3) unit vector towards the key light
+    light_color: Tensor  # (n, 3) linear
+    ambient: Tensor  # (n, 3) linear
+    background: Tensor  # (n, 3, 4, 4) sRGB control points of a smooth backdrop
+
+
+@dataclass(frozen=True)
+class FacesConfig:
+    """A data set of rendered faces; the same config gives the same bytes."""
+
+    n_subjects: int = 400
+    images_per_subject: int = 40
+    size: int = 64
+    seed: int = 0
+    val: float = 0.1  # share of subjects
+    test: float = 0.1
+
+
+@dataclass(frozen=True)
+class FacePlan:
+    """Every row of a data set before it is rendered, and the true answer to any swap between two rows."""
+
+    subjects: Subjects
+    subject: Tensor  # (N,) int64
+    split: np.ndarray  # (N,) "train" / "val" / "test"
+    au: Tensor  # (N, 17)
+    views: Views
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.subject)
+
+    def render(self, renderer: Renderer, rows, *, au_rows=None) -> tuple[Tensor, Tensor]:
+        """Images (B, S, S, 3) uint8 and face masks (B, S, S) bool of the given rows.
+
+        With ``au_rows`` the expressions come from those rows: ``render(i, au_rows=j)`` is identity and view of i with
+        the expression of j, the true answer of a swap.
+        """
+        rows = torch.as_tensor(rows)
+        au = self.au[rows if au_rows is None else torch.as_tensor(au_rows)]
+        device = renderer.device
+        image, mask = renderer(
+            self.subjects[self.subject[rows]].to(device), au.to(device), self.views[rows].to(device), self.size
+        )
+        return (image.permute(0, 2, 3, 1) * 255.0).round().to(torch.uint8), mask  # (B,3,S,S) -> (B,S,S,3)
+
+
+def plan_faces(config: FacesConfig) -> FacePlan:
+    """The whole data set as parameters: row = subject * images_per_subject + k. A pure function of the config."""
+    n, per = config.n_subjects, config.images_per_subject
+    streams = np.random.SeedSequence(config.seed).generate_state(4)
+    subjects = sample_subjects(n, generator(streams[0]))
+    au = sample_expressions(n * per, generator(streams[1]))
+    views = sample_views(n * per, generator(streams[2]))
+    order = torch.randperm(n, generator=generator(streams[3])).numpy()
+    split = np.full(n, "train", dtype="<U5")
+    n_val, n_test = round(n * config.val), round(n * config.test)
+    split[order[:n_val]] = "val"
+    split[order[n_val : n_val + n_test]] = "test"
+    subject = torch.arange(n).repeat_interleave(per)
+    return FacePlan(subjects, subject, split[subject.numpy()], au, views, config.size)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(seed))
+
+
+# ------------------------------------------------------------------------------------------------------------- people
+
+SKIN_TONES = torch.tensor(  # sRGB, light to dark
+    [[240, 202, 180], [232, 190, 160], [224, 178, 143], [201, 150, 113], [171, 120, 85], [133, 88, 62], [98, 64, 47], [72, 47, 37]]
+) / 255.0  # fmt: skip
+HAIR_COLORS = torch.tensor(
+    [[24, 20, 19], [44, 31, 25], [72, 48, 34], [110, 74, 48], [160, 118, 74], [205, 168, 118], [128, 58, 34], [150, 148, 146], [206, 204, 200]]
+) / 255.0  # fmt: skip
+IRIS_COLORS = (
+    torch.tensor([[66, 40, 24], [92, 58, 30], [110, 92, 48], [84, 108, 84], [86, 122, 150], [110, 134, 150]]) / 255.0
+)
+LIP_PAINTS = torch.tensor([[150, 28, 40], [176, 52, 66], [120, 40, 60], [190, 88, 84], [96, 30, 44]]) / 255.0
+SHIRTS = torch.tensor(
+    [[32, 36, 44], [226, 226, 222], [70, 88, 120], [120, 50, 52], [64, 92, 72], [150, 130, 104], [90, 70, 110], [180, 150, 70]]
+) / 255.0  # fmt: skip
+
+
+def uniform(n: int, low: float, high: float, g: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=g)
+
+
+def sample_subjects(n: int, g: torch.Generator) -> Subjects:
+    """n people. Skin tone, hair, make-up and face shape are drawn independently."""
+    tone = uniform(n, 0.0, len(SKIN_TONES) - 1.001, g)
+    low = tone.long()
+    skin = torch.lerp(SKIN_TONES[low], SKIN_TONES[low + 1], (tone - low)[:, None])
+    skin = (skin + 0.02 * torch.randn(n, 3, generator=g) * torch.tensor([1.0, 0.7, 1.0])).clamp(0.1, 0.97)
+    darkness = tone / (len(SKIN_TONES) - 1)
+    # dark hair everywhere, light hair mostly on light skin
+    choice = torch.rand(n, len(HAIR_COLORS), generator=g).log().neg()  # exponential clocks: the first to ring wins
+    weight = torch.tensor([3.0, 3, 3, 2, 1.6, 1.2, 1, 1, 0.8]).repeat(n, 1)
+    weight[:, 3:7] *= (1.0 - 1.1 * darkness).clamp(0.02, 1.0)[:, None]
+    hair = HAIR_COLORS[(choice / weight).argmin(1)] * uniform(n, 0.85, 1.15, g)[:, None]
+    iris_weight = torch.tensor([4.0, 3, 1.5, 1, 1.5, 1]).repeat(n, 1)
+    iris_weight[:, 2:] *= (1.0 - 1.2 * darkness).clamp(0.02, 1.0)[:, None]
+    iris = IRIS_COLORS[(torch.rand(n, len(IRIS_COLORS), generator=g).log().neg() / iris_weight).argmin(1)]
+    style = torch.rand(n, generator=g)  # cropped, short, full, long
+    volume = torch.where(style < 0.2, uniform(n, 0.002, 0.005, g), uniform(n, 0.008, 0.020, g))
+    volume = torch.where((style > 0.55) & (style < 0.7), uniform(n, 0.025, 0.045, g), volume)
+    length = torch.where(style > 0.7, uniform(n, -0.16, 0.0, g), torch.ones(n))
+    bearded = torch.rand(n, generator=g) < 0.3
+    painted = torch.rand(n, generator=g) < 0.3
+    natural = skin * torch.tensor([0.86, 0.60, 0.60])
+    lip_paint = torch.where(painted & ~bearded, uniform(n, 0.4, 0.9, g), torch.zeros(n))
+    return Subjects(
+        identity=torch.randn(n, N_IDENTITY, generator=g).clamp(-2.2, 2.2) * 0.9,
+        skin=skin,
+        lips=torch.lerp(natural, LIP_PAINTS[torch.randint(len(LIP_PAINTS), (n,), generator=g)], lip_paint[:, None]),
+        lip_paint=lip_paint,
+        hair=hair.clamp(0.02, 0.95),
+        hair_volume=volume,
+        hair_length=length,
+        hairline=uniform(n, -0.024, 0.010, g),
+        brow=(hair * 0.75 * uniform(n, 0.7, 1.1, g)[:, None]).clamp(0.02, 0.6),
+        brow_amount=uniform(n, 0.35, 1.0, g),
+        iris=iris,
+        beard=torch.where(bearded, uniform(n, 0.25, 1.0, g), torch.zeros(n)),
+        freckles=torch.where(torch.rand(n, generator=g) < 0.3, uniform(n, 0.2, 0.8, g), torch.zeros(n))
+        * (1 - darkness),
+        blush=uniform(n, 0.0, 0.7, g),
+        eyeshadow=torch.where(painted & ~bearded, uniform(n, 0.2, 0.8, g), torch.zeros(n)),
+        shine=uniform(n, 0.3, 1.0, g),
+        creases=uniform(n, 0.45, 1.0, g),
+        shirt=(SHIRTS[torch.randint(len(SHIRTS), (n,), generator=g)] * uniform(n, 0.8, 1.2, g)[:, None]).clamp(0, 1),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- expressions
+
+PROTOTYPES: tuple[dict[str, float], ...] = (  # FACS prototypes of emotions (Ekman & Friesen) at their usual strength
+    {"AU6": 3.5, "AU12": 4.0, "AU25": 2.5},  # joy, showing teeth
+    {"AU6": 2.0, "AU12": 3.0},  # smile
+    {"AU1": 4.0, "AU4": 2.5, "AU15": 3.5},  # sadness
+    {"AU1": 4.0, "AU4": 2.0, "AU15": 3.0, "AU17": 3.0},  # about to cry
+    {"AU1": 4.0, "AU2": 4.0, "AU5": 3.5, "AU25": 2.0, "AU26": 4.0},  # surprise
+    {"AU1": 3.5, "AU2": 2.5, "AU4": 2.5, "AU5": 4.0, "AU20": 3.5, "AU25": 2.5},  # fear
+    {"AU4": 4.0, "AU5": 2.5, "AU7": 3.5, "AU23": 3.5},  # anger
+    {"AU4": 4.0, "AU7": 3.0, "AU10": 3.0, "AU25": 3.5},  # rage, showing teeth
+    {"AU9": 4.0, "AU15": 2.0, "AU17": 2.5},  # disgust
+    {"AU9": 3.0, "AU10": 4.0, "AU25": 2.5},  # disgust, lip raised
+    {"AU12": 1.5, "AU14": 4.0},  # contempt
+    {"AU43": 5.0},  # eyes closed
+    {"AU25": 3.0, "AU26": 2.5},  # speaking
+)
+EXCLUDED = (("AU5", "AU43"), ("AU7", "AU5"), ("AU23", "AU25"), ("AU23", "AU26"), ("AU12", "AU15"), ("AU17", "AU26"), ("AU20", "AU14"))  # fmt: skip
+"""Pairs that do not go together: the stronger of the two stays (our choice, after the antagonists listed in FACS)."""
+
+
+def sample_expressions(n: int, g: torch.Generator) -> Tensor:
+    """(n, 17) AU intensities in [0, 5]: 8 % neutral, half prototypes at random strength, all with random single AUs."""
+    position = {name: k for k, name in enumerate(AU_NAMES)}
+    table = torch.zeros(len(PROTOTYPES), len(AU_NAMES))
+    for row, prototype in enumerate(PROTOTYPES):
+        for name, value in prototype.items():
+            table[row, position[name]] = value
+    kind = torch.rand(n, generator=g)
+    base = table[torch.randint(len(PROTOTYPES), (n,), generator=g)] * uniform(n, 0.4, 1.25, g)[:, None]
+    base = base * (1.0 + 0.2 * torch.randn(n, len(AU_NAMES), generator=g))
+    base = torch.where((kind < 0.55)[:, None], base, torch.zeros(()))
+    single = torch.rand(n, len(AU_NAMES), generator=g)
+    share = torch.where(kind < 0.55, 0.07, 0.17)[:, None]  # more single AUs where there is no prototype
+    extra = torch.where(single < share, uniform(n * len(AU_NAMES), 0.5, 5.0, g).view(n, -1), torch.zeros(()))
+    au = torch.maximum(base, extra).clamp(0.0, MAX_INTENSITY)
+    for first, second in EXCLUDED:
+        i, j = position[first], position[second]
+        weaker = torch.where(au[:, i] < au[:, j], i, j)
+        clash = (au[:, i] > 0) & (au[:, j] > 0)
+        au[clash, weaker[clash]] = 0.0
+    au[:, position["AU26"]] = torch.where(au[:, position["AU26"]] > 0, au[:, position["AU26"]], torch.zeros(()))
+    au[kind > 0.92] = 0.0
+    return torch.where(au < 0.25, torch.zeros(()), au)
+
+
+# -------------------------------------------------------------------------------------------------------------- views
+
+
+def sample_views(n: int, g: torch.Generator) -> Views:
+    """n views: frontal to about 30 degrees, soft key light from the front half, smooth backdrops."""
+    azimuth, elevation = uniform(n, -1.1, 1.1, g), uniform(n, -0.1, 0.9, g)
+    light = torch.stack((azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()), 1)
+    warmth = 0.12 * torch.randn(n, generator=g)
+    color = torch.stack((1 + warmth, torch.ones(n), 1 - warmth), 1).clamp(0.7, 1.3)
+    strength = uniform(n, 0.60, 1.0, g)[:, None]
+    base = uniform(n * 3, 0.15, 0.85, g).view(n, 3, 1, 1)
+    grey = base.mean(1, keepdim=True)
+    backdrop = torch.lerp(grey.expand(n, 3, 1, 1), base, 0.55) + 0.12 * torch.randn(n, 1, 4, 4, generator=g)
+    backdrop = backdrop + 0.04 * torch.randn(n, 3, 4, 4, generator=g)
+    return Views(
+        yaw=(13.0 * torch.randn(n, generator=g)).clamp(-32, 32),
+        pitch=(6.0 * torch.randn(n, generator=g)).clamp(-15, 15),
+        roll=(4.0 * torch.randn(n, generator=g)).clamp(-12, 12),
+        zoom=uniform(n, 0.93, 1.10, g),
+        shift=0.025 * torch.randn(n, 2, generator=g).clamp(-2, 2),
+        gaze=torch.randn(n, 2, generator=g).clamp(-2, 2) * torch.tensor([9.0, 5.0]),
+        light=light,
+        light_color=color * strength,
+        ambient=uniform(n, 0.24, 0.45, g)[:, None] * (1 + 0.05 * torch.randn(n, 3, generator=g)),
+        background=backdrop.clamp(0.03, 0.97),
+    )

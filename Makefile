@@ -2,6 +2,7 @@
 # make test    everything that must hold: lint, types, tests, notebooks
 # make lab     JupyterLab in notebooks/
 # make lint    ruff and mypy alone
+# make results measure the shipped weights: table and picture of the README, benchmarks/results/swap-64.json
 # make clean   forget .venv and build/
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab clean
+.PHONY: help setup demo test lint lab results clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -43,6 +44,11 @@ lint: $(READY)
 # One thread for each test process: two processes share two cores better than four threads do.
 test: lint
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --durations=15
+
+results: $(READY)
+	$(BIN)/expr-lib evaluate -o benchmarks/results/swap-64.json --readme README.md
+	$(BIN)/expr-lib demo
+	@mkdir -p notebooks/figures && cp build/demo/swap.png notebooks/figures/swap.png
 
 clean:
 	rm -rf $(VENV) build

@@ -121,7 +121,7 @@ def faces_command() -> Callable[..., None]:
     from expr_lib.faces.sample import FacesConfig
 
     def faces(
-        out: Annotated[Positional[Path], arg(metavar="FOLDER")],
+        out: Annotated[Positional[Path], arg(metavar="FOLDER")] = Path("runs/faces"),
         config: Annotated[FacesConfig, arg(name="")] = FacesConfig(),  # noqa: B008 (frozen)
         device: str = "auto",
     ) -> None:
@@ -146,7 +146,7 @@ def train_command() -> Callable[..., None]:
     from expr_lib.datasets import FaceData
 
     def train(
-        data: Annotated[Positional[Path], arg(metavar="DATA")],
+        data: Annotated[Positional[Path], arg(metavar="DATA")] = Path("runs/faces"),
         run: Path = Path("runs/swap"),
         config: Annotated[training.TrainConfig, arg(name="")] = training.TrainConfig(),  # noqa: B008 (frozen)
     ) -> None:
@@ -211,7 +211,8 @@ def evaluate(
     device = _device(device)
     swapper, judges = load(checkpoint, device), _judges(checkpoint, seed, device)
     plan, renderer = _held_out_faces(swapper.config.size, seed), load_renderer(device)
-    command = f"expr-lib evaluate {checkpoint.name} --pairs {pairs} --seed {seed}"
+    which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
+    command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}"
     about = {"command": command, "checkpoint": checkpoint.name}
     results = evaluate_(
         swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 2), device=device, about=about

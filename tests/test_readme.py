@@ -1,0 +1,54 @@
+"""The README promises only what is there: its links, its commands, and a table that comes from the result file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from expr_lib import cli
+from expr_lib.evaluate import MARKERS, markdown_table
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+RESULTS = ROOT / "benchmarks" / "results" / "swap-64.json"
+measured = pytest.mark.skipif(not cli.SHIPPED.exists(), reason="the shipped weights are still in training")
+
+
+@measured
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_local_links_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", document.read_text()):
+        assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_exist(document):
+    text, makefile = document.read_text(), (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"(?:^    |`)make ([a-z]+)", text, re.MULTILINE)):
+        assert f"\n{target}:" in makefile, f"make {target}"
+    for command in set(re.findall(r"(?:^    |`)expr-lib ([a-z]+)", text, re.MULTILINE)):
+        assert command in cli.COMMANDS, f"expr-lib {command}"
+
+
+def test_the_course_table_says_which_notebooks_exist():
+    rows = re.findall(r"^\| (\d\d) \| (.*?) \|.*\| (ready|to come) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert [number for number, _, _ in rows] == [f"{k:02d}" for k in range(10)]
+    there = {path.name[:2] for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for number, name, state in rows:
+        assert (state == "ready") == (number in there) == ("](notebooks/" in name), number
+
+
+@measured
+def test_the_results_table_is_that_of_the_result_file():
+    text = (ROOT / "README.md").read_text()
+    table = text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip()
+    assert table == markdown_table(json.loads(RESULTS.read_text())).strip()
+
+
+@measured
+def test_the_results_are_those_of_the_shipped_weights_and_the_command_beside_them():
+    about = json.loads(RESULTS.read_text())["about"]
+    assert about["checkpoint"] == cli.SHIPPED.name and about["command"].startswith("expr-lib evaluate --pairs ")

@@ -155,15 +155,20 @@ def in_child(target, *args) -> multiprocessing.Process:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_killed_before_every_single_step_it_ends_with_the_same_bytes(tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_killed_before_every_single_step_it_ends_with_the_same_bytes(
+    tmp_path: Path, whole: dict[str, bytes], rendered: list[int]
+) -> None:
     for step in range(100):
         child = in_child(run_and_die, tmp_path / str(step), step)
         child.join()
         if child.exitcode == 0:
             break
         assert child.exitcode == -signal.SIGKILL
+        rendered.clear()
         build(tmp_path / str(step), CONFIG, progress=False)
         assert contents(tmp_path / str(step)) == whole, f"killed before step {step}"
+        kept = min(max(0, (step - 1) // 2), 4)  # a first journal, then chunk, journal, chunk, journal, ...
+        assert rendered == [0, 64, 128, 192][kept:], f"killed before step {step}"
     assert step >= 12  # 4 chunks and 5 journals, the flush, labels, the pixels' name, meta, the journal's removal
 
 
@@ -392,17 +397,30 @@ def test_a_face_does_not_depend_on_the_others_in_its_chunk(real: None, faces: Pa
     assert set(data.split) == {"train", "val", "test"}
     for row in (0, 3, 9):
         alone = plan.render(renderer, torch.tensor([row]))[0][0].numpy()
-        assert np.abs(alone.astype(int) - data.images[row]).max() <= 1
+        away = np.abs(alone.astype(int) - data.images[row]).max(-1) > 1
+        assert away.mean() < 0.005  # rounding may tip single pixels on an edge
+
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def test_the_sample_is_six_people_with_the_same_six_expressions(tmp_path: Path, real: None) -> None:
     folder = module.write_sample(tmp_path / "data", size=16)
     labels = pd.read_csv(folder / "labels.csv")
     assert len(labels) == 36 and sorted(labels["file"]) == sorted(path.name for path in folder.glob("*.png"))
-    for _, row in labels.iterrows():
-        assert Image.open(folder / row["file"]).size == (16, 16)
     au = labels[list(AU_NAMES)].to_numpy().reshape(6, 6, -1)
     assert (au == au[0]).all() and len(np.unique(au[0], axis=0)) == 6
     table = pd.read_csv(folder / "co-occurrence.csv", index_col="given")
     assert list(table.columns) == list(AU_NAMES) and list(table.index) == ["any", *AU_NAMES]
     assert (np.diag(table.iloc[1:]) == 1).all() and table.to_numpy().min() >= 0
+    # what data/ shows is what the generator makes today; if not: write_sample("data"), and look at the data card
+    pd.testing.assert_frame_equal(labels, pd.read_csv(DATA / "labels.csv"), atol=0.02)
+    pd.testing.assert_frame_equal(table, pd.read_csv(DATA / "co-occurrence.csv", index_col="given"), atol=0.005)
+
+
+def test_the_data_card_shows_every_file_and_the_figures_of_the_sample() -> None:
+    card = (DATA / "README.md").read_text(encoding="utf-8")
+    files = pd.read_csv(DATA / "labels.csv")["file"]
+    assert all(f"]({file})" in card and Image.open(DATA / file).size == (128, 128) for file in files)
+    shares = pd.read_csv(DATA / "co-occurrence.csv", index_col="given").loc["any"]
+    assert all(f"| {name} | " in card and f"| {100 * share:.0f} % |" in card for name, share in shares.items())

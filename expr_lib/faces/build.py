@@ -37,6 +37,16 @@ FORMAT = 1
 CHUNK = 64
 """Images in one call of the renderer; never changed, as other chunks might round a pixel the other way."""
 
+SAMPLE_EXPRESSIONS: dict[str, dict[str, float]] = {
+    "neutral": {},
+    "joy": {"AU6": 3.5, "AU12": 4.0, "AU25": 2.5},
+    "sadness": {"AU1": 4.0, "AU4": 2.5, "AU15": 3.5, "AU17": 2.0},
+    "surprise": {"AU1": 4.0, "AU2": 4.0, "AU5": 3.5, "AU26": 4.0},
+    "anger": {"AU4": 4.5, "AU7": 3.5, "AU10": 3.0, "AU25": 3.5},
+    "disgust": {"AU4": 1.5, "AU9": 4.5, "AU10": 3.0},
+}
+"""What the people in ``data/`` show: FACS prototypes, where the data sets themselves draw far more varied ones."""
+
 _REBUILD = "delete the folder to build it again"
 
 
@@ -148,16 +158,18 @@ def _labels(plan: FacePlan) -> pd.DataFrame:
 
 
 def write_sample(folder: str | Path, *, size: int = 128, seed: int = 5) -> Path:
-    """Write the browsable sample of ``data/``: six people (rows) with the same six expressions (columns), as PNG files.
+    """Write the browsable sample of ``data/``: six people with the same six expressions, as PNG files.
 
     Also ``labels.csv``, with the columns of a data set after the file's name, and ``co-occurrence.csv``: of the default
     data set, the share of images with the column's AU among those with the row's AU (``any``: among all images).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plan, n = plan_faces(FacesConfig(n_subjects=6, images_per_subject=6, size=size, seed=seed)), 6
-    plan = replace(plan, au=plan.au[:n].repeat(n, 1))  # the expressions of the first subject for everybody
-    names = [f"subject-{i}-expression-{j}.png" for i in range(n) for j in range(n)]
+    n = len(SAMPLE_EXPRESSIONS)
+    plan = plan_faces(FacesConfig(n_subjects=n, images_per_subject=n, size=size, seed=seed))
+    au = torch.tensor([[units.get(name, 0.0) for name in AU_NAMES] for units in SAMPLE_EXPRESSIONS.values()])  # (6, 17)
+    plan = replace(plan, au=au.repeat(n, 1))
+    names = [f"subject-{i}-{expression}.png" for i in range(n) for expression in SAMPLE_EXPRESSIONS]
     with torch.inference_mode():
         images = plan.render(load_renderer(), torch.arange(len(plan)))[0].numpy()  # (36, S, S, 3) uint8
     for name, image in zip(names, images, strict=True):

@@ -71,7 +71,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class Block(nn.Module):
-    """Residual block at constant size; with `style` its norms are scaled and shifted by it (AdaGN, FiLM)."""
+    """Residual block at constant size; with `style` its norms are scaled and shifted by it (adaptive norm, FiLM)."""
 
     def __init__(self, channels: int, style: int = 0) -> None:
         super().__init__()
@@ -81,13 +81,12 @@ class Block(nn.Module):
         self.film = nn.Linear(style, 4 * channels) if style else None
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        h, g = self.norm1(x), x
         if self.film is None or style is None:
-            h = self.conv1(F.silu(h))
-            return g + self.conv2(F.silu(self.norm2(h)))
-        scale1, shift1, scale2, shift2 = self.film(style)[:, :, None, None].chunk(4, 1)  # each (B, c, 1, 1)
-        h = self.conv1(F.silu(h * (1 + scale1) + shift1))
-        return g + self.conv2(F.silu(self.norm2(h) * (1 + scale2) + shift2))
+            h = self.conv1(F.silu(self.norm1(x)))
+            return x + self.conv2(F.silu(self.norm2(h)))
+        scale1, shift1, scale2, shift2 = self.film(style)[:, :, None, None].chunk(4, 1)  # each (B, channels, 1, 1)
+        h = self.conv1(F.silu(self.norm1(x) * (1 + scale1) + shift1))
+        return x + self.conv2(F.silu(self.norm2(h) * (1 + scale2) + shift2))
 
 
 class E(nn.Module):
@@ -98,12 +97,93 @@ class E(nn.Module):
         w = c.width
         self.net = nn.Sequential(
             nn.Conv2d(3, w // 2, 4, 2, 1), norm(w // 2), nn.SiLU(),  # (B, w/2, S/2, S/2)
-            nn.Conv2d(w // 2, w, 4, 2, 1),  # (B, w, S/4, S/4)
-            Block(w),
+            nn.Conv2d(w // 2, w, 4, 2, 1), Block(w),  # (B, w, S/4, S/4)
         )  # fmt: skip
 
     def forward(self, image: Tensor) -> Tensor:
         return self.net(image)
+
+
+class AUFree(nn.Module):
+    """features (B, w, S/4, S/4) -> f_f (B, C, S/4, S/4): a map, because identity, pose and background have places.
+
+    f_f has unit power at every place, and noise while training: a channel of known, narrow capacity.
+    """
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        w, self.noise = c.width, c.noise
+        self.net = nn.Sequential(Block(w), Block(w), norm(w), nn.SiLU(), nn.Conv2d(w, c.c_f, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        f_f = self.net(features).float()  # (B, C, S/4, S/4)
+        f_f = f_f * (f_f.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+        return f_f + self.noise * torch.randn_like(f_f) if self.training else f_f
+
+
+class AURelated(nn.Module):
+    """features (B, w, S/4, S/4) -> f_r (B, n, d) in [-1, 1]: one vector for each AU, so that one can be swapped alone.
+
+    Each AU has an attention map. Its vector comes from what is seen there, from where that is, and from the whole face.
+    """
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        r, side = c.width_r, min(4, c.size // 16)
+        self.fine = nn.Sequential(nn.Conv2d(c.width, r, 3, 2, 1), Block(r), norm(r), nn.SiLU())  # (B, r, S/8, S/8)
+        self.coarse = nn.Sequential(
+            nn.Conv2d(r, r, 3, 2, 1), Block(r), norm(r), nn.SiLU(),  # (B, r, S/16, S/16)
+            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(r * side**2, 2 * r), nn.SiLU(),  # (B, 2r)
+        )  # fmt: skip
+        self.attention = nn.Conv2d(r, c.n_aus, 1)
+        self.to_f_r = nn.Parameter(torch.randn(c.n_aus, 3 * r + 2, c.d) * (3 * r) ** -0.5)
+        # the readout has one row for each AU, so that f_r[:, k] alone answers for AU k; most AUs are absent: bias -2
+        self.readout = nn.Parameter(torch.randn(c.n_aus, c.d) * 0.5)
+        self.bias = nn.Parameter(torch.full((c.n_aus,), -2.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        h = self.fine(features)  # (B, r, S/8, S/8)
+        whole = self.coarse(h).float()  # (B, 2r)
+        side = torch.linspace(-1, 1, h.shape[-1], device=h.device)
+        yx = torch.cartesian_prod(side, side)  # (P, 2), P = (S/8)^2 places
+        attention = self.attention(h).float().flatten(2).softmax(-1)  # (B, n, P)
+        what = attention @ h.float().flatten(2).mT  # (B, n, P) @ (B, P, r) -> (B, n, r)
+        where = attention @ yx  # (B, n, P) @ (P, 2) -> (B, n, 2)
+        seen = torch.cat([what, where, whole[:, None].expand(-1, what.shape[1], -1)], -1)  # (B, n, 3r + 2)
+        return torch.einsum("bni,nid->bnd", seen, self.to_f_r).tanh()
+
+    def au(self, f_r: Tensor) -> Tensor:
+        """f_r (B, n, d) -> AU logits (B, n): intensity = 5 sigmoid(logit)."""
+        return (f_r.float() * self.readout).sum(-1) + self.bias
+
+
+class G(nn.Module):
+    """Generator: f_f (B, C, S/4, S/4) of one face, f_r (B, n, d) of another -> image (B, 3, S, S) in [-1, 1].
+
+    f_f is the canvas. f_r acts on it everywhere, as style of the blocks, and where each AU lives, through a gate.
+    """
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        w, style = c.width, 2 * c.width
+        self.style = nn.Sequential(nn.Linear(c.n_aus * c.d, style), nn.SiLU(), nn.Linear(style, style), nn.SiLU())
+        self.canvas, self.block1 = nn.Conv2d(c.c_f, w, 3, padding=1), Block(w, style)
+        self.gate, self.paint = nn.Conv2d(w, c.n_aus, 3, padding=1), nn.Parameter(torch.randn(c.n_aus, c.d, w) * 0.1)
+        self.block2, self.block3 = Block(w, style), Block(w, style)
+        self.up4, self.block4 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
+        self.up5, self.norm5 = nn.Conv2d(w // 2, w // 4, 3, padding=1), norm(w // 4)
+        self.to_image = nn.Conv2d(w // 4, 3, 3, padding=1)
+
+    def forward(self, f_f: Tensor, f_r: Tensor) -> Tensor:
+        style = self.style(f_r.flatten(1))  # (B, n * d) -> (B, style)
+        h = self.block1(self.canvas(f_f), style)  # (B, w, S/4, S/4)
+        paint = torch.einsum("bnd,ndw->bnw", f_r, self.paint)  # what each AU would add ...
+        h = h + torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint.to(h.dtype))  # ... and where
+        h = self.block3(self.block2(h, style), style)
+        # nearest neighbour, then convolution: a transposed convolution would leave a checkerboard
+        h = self.block4(self.up4(F.interpolate(h, scale_factor=2.0)), style)  # (B, w/2, S/2, S/2)
+        h = self.up5(F.interpolate(h, scale_factor=2.0))  # (B, w/4, S, S)
+        return self.to_image(F.silu(self.norm5(h))).float().tanh()
 
 
 class DG(nn.Module):
@@ -111,68 +191,19 @@ class DG(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        w, r, style, side = c.width, c.width_r, 2 * c.width, min(4, c.size // 16)
-        self.c_f, self.noise = c.c_f, c.noise
-        # AU-free branch: a map, because identity, pose and background have places
-        self.free = nn.Sequential(Block(w), Block(w), norm(w), nn.SiLU(), nn.Conv2d(w, c.c_f, 1))
-        # AU-related branch: an attention map for each AU says where to look, a coarse view of the face what is there
-        self.fine = nn.Sequential(nn.Conv2d(w, r, 3, 2, 1), Block(r), norm(r), nn.SiLU())  # (B, r, S/8, S/8)
-        self.coarse = nn.Sequential(
-            nn.Conv2d(r, r, 3, 2, 1), Block(r), norm(r), nn.SiLU(),  # (B, r, S/16, S/16)
-            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(r * side**2, 2 * r), nn.SiLU(),  # (B, 2r)
-        )  # fmt: skip
-        self.attention = nn.Conv2d(r, c.n_aus, 1)
-        self.to_f_r = nn.Parameter(torch.randn(c.n_aus, 3 * r + 2, c.d) * (3 * r) ** -0.5)
-        # AU readout: one row of weights for each AU, so that f_r[:, k] alone answers for AU k
-        self.readout = nn.Parameter(torch.randn(c.n_aus, c.d) * 0.5)
-        self.readout_bias = nn.Parameter(torch.full((c.n_aus,), -2.0))  # most AUs are absent in most images
-        # G: f_f gives the canvas; f_r acts on it everywhere (style) and where each AU lives (gates)
-        self.style = nn.Sequential(nn.Linear(c.n_aus * c.d, style), nn.SiLU(), nn.Linear(style, style), nn.SiLU())
-        self.canvas = nn.Conv2d(c.c_f, w, 3, padding=1)
-        self.gate, self.paint = nn.Conv2d(w, c.n_aus, 3, padding=1), nn.Parameter(torch.randn(c.n_aus, c.d, w) * 0.1)
-        self.blocks = nn.ModuleList([Block(w, style), Block(w, style), Block(w, style)])
-        self.up1, self.block1 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
-        self.up2, self.norm2 = nn.Conv2d(w // 2, w // 4, 3, padding=1), norm(w // 4)
-        self.to_image = nn.Conv2d(w // 4, 3, 3, padding=1)
+        self.free, self.related, self.G = AUFree(c), AURelated(c), G(c)
 
     def disentangle(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, w, S/4, S/4) -> AU-free f_f (B, C, S/4, S/4) and AU-related f_r (B, n, d) in [-1, 1]."""
-        return self.au_free(features), self.au_related(features)
-
-    def au_free(self, features: Tensor) -> Tensor:
-        """f_f has unit power at every place, and noise while training: a channel of known, narrow capacity."""
-        f_f = self.free(features).float()  # (B, C, S/4, S/4)
-        f_f = f_f * (f_f.square().mean(1, keepdim=True) + 1e-6).rsqrt()
-        return f_f + self.noise * torch.randn_like(f_f) if self.training else f_f
-
-    def au_related(self, features: Tensor) -> Tensor:
-        """f_r: for each AU, what its attention map sees and where that map lies, beside the whole face."""
-        h = self.fine(features)  # (B, r, S/8, S/8)
-        whole = self.coarse(h).float()  # (B, 2r)
-        side = torch.linspace(-1, 1, h.shape[-1], device=h.device)
-        where = torch.stack(torch.meshgrid(side, side, indexing="ij")).flatten(1)  # (2, P): y, x of P = (S/8)^2 places
-        attention = self.attention(h).float().flatten(2).softmax(-1)  # (B, n, P)
-        seen = torch.einsum("bnp,bcp->bnc", attention, h.float().flatten(2))  # (B, n, r)
-        place = attention @ where.T  # (B, n, 2)
-        parts = torch.cat([seen, place, whole[:, None].expand(-1, seen.shape[1], -1)], -1)  # (B, n, 3r + 2)
-        return torch.einsum("bni,nid->bnd", parts, self.to_f_r).tanh()  # (B, n, d)
-
-    def au(self, f_r: Tensor) -> Tensor:
-        """AU logits (B, n) read from f_r (B, n, d): intensity = 5 * sigmoid(logit)."""
-        return (f_r.float() * self.readout).sum(-1) + self.readout_bias
+        """features (B, w, S/4, S/4) -> AU-free f_f (B, C, S/4, S/4), AU-related f_r (B, n, d)."""
+        return self.free(features), self.related(features)
 
     def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:
-        """The paper's G: f_f (B, C, S/4, S/4) of one face, f_r (B, n, d) of another -> image (B, 3, S, S)."""
-        style = self.style(f_r.flatten(1))  # (B, n*d) -> (B, style)
-        h = self.blocks[0](self.canvas(f_f), style)  # (B, w, S/4, S/4)
-        paint = torch.einsum("bnd,ndw->bnw", f_r.to(h.dtype), self.paint.to(h.dtype))
-        h = h + torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint)  # each AU paints where its gate is open
-        for block in list(self.blocks)[1:]:
-            h = block(h, style)
-        # nearest neighbour, then convolution: a transposed convolution would leave a checkerboard
-        h = self.block1(self.up1(F.interpolate(h, scale_factor=2.0)), style)  # (B, w/2, S/2, S/2)
-        h = self.up2(F.interpolate(h, scale_factor=2.0))  # (B, w/4, S, S)
-        return self.to_image(F.silu(self.norm2(h))).float().tanh()
+        """f_f (B, C, S/4, S/4), f_r (B, n, d) -> image (B, 3, S, S) in [-1, 1]."""
+        return self.G(f_f, f_r)
+
+    def au(self, f_r: Tensor) -> Tensor:
+        """f_r (B, n, d) -> AU logits (B, n)."""
+        return self.related.au(f_r)
 
 
 class Swapper(nn.Module):
@@ -191,7 +222,7 @@ class Swapper(nn.Module):
 
     def read_au(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The AU branch alone: image (B, 3, S, S) -> f_r (B, n, d), AU logits (B, n)."""
-        f_r = self.DG.au_related(self.E(image))
+        f_r = self.DG.related(self.E(image))
         return f_r, self.DG.au(f_r)
 
     def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:

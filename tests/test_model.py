@@ -73,11 +73,11 @@ def test_shapes_and_ranges(size: int) -> None:
 
 def test_f_f_has_unit_power_everywhere_and_noise_only_while_training(swapper: Swapper) -> None:
     features = swapper.E(torch.rand(2, 3, 32, 32))
-    f_f = swapper.DG.au_free(features)
+    f_f = swapper.DG.free(features)
     assert_close(f_f.square().mean(1), torch.ones(2, 8, 8), atol=1e-3, rtol=0)
-    assert torch.equal(f_f, swapper.DG.au_free(features))
+    assert torch.equal(f_f, swapper.DG.free(features))
     swapper.train()
-    noise = swapper.DG.au_free(features) - f_f
+    noise = swapper.DG.free(features) - f_f
     swapper.eval()
     assert 0.08 < noise.std() < 0.12
 

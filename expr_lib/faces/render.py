@@ -45,51 +45,44 @@ def rasterize(points: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Ten
         size: pixels along an edge.
 
     Returns:
-        pixel (M,) flat index into (B, size, size), triangle (M,) flat index into (B, F), weights (M, 3) barycentric.
+        pixel (M,) flat index into (B, size, size), triangle (M,) flat index into (B, F), weights (3, M) barycentric.
     """
-    batch, device = len(points), points.device
-    x, y, z = points.index_select(1, triangles.flatten()).unflatten(1, triangles.shape).unbind(-1)  # each (B, F, 3)
-    area = (x[..., 1] - x[..., 0]) * (y[..., 2] - y[..., 0]) - (x[..., 2] - x[..., 0]) * (y[..., 1] - y[..., 0])
-    left, top = (x.amin(-1) - 0.5).ceil().clamp(min=0), (y.amin(-1) - 0.5).ceil().clamp(min=0)
-    right, bottom = (x.amax(-1) - 0.5).floor().clamp(max=size - 1), (y.amax(-1) - 0.5).floor().clamp(max=size - 1)
+    batch, device, count = len(points), points.device, len(triangles)
+    # channels first throughout: (3 corners, n triangles) broadcasts along the long axis
+    x, y, z = points.permute(2, 0, 1).index_select(2, triangles.T.flatten()).unflatten(2, (3, count))  # (B, 3, F) each
+    area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])  # (B, F)
+    left, top = (x.amin(1) - 0.5).ceil().clamp(min=0), (y.amin(1) - 0.5).ceil().clamp(min=0)
+    right, bottom = (x.amax(1) - 0.5).floor().clamp(max=size - 1), (y.amax(1) - 0.5).floor().clamp(max=size - 1)
     extent = torch.maximum(right - left, bottom - top) + 1.0
     visible = (area < 0) & (right >= left) & (bottom >= top)  # y points down: counter-clockwise has negative area
     chosen = visible.flatten().nonzero().squeeze(1)  # (n,) flat (B, F)
-    x, y, z = (t.flatten(0, 1).index_select(0, chosen) for t in (x, y, z))  # (n, 3)
+    x, y, z = (t.transpose(0, 1).flatten(1).index_select(1, chosen) for t in (x, y, z))  # (3, n)
     area, left, top, extent = (t.flatten().index_select(0, chosen) for t in (area, left, top, extent))
-    # barycentric weights are affine in the pixel: w_k = a_k * px + b_k * py + c_k, relative to the box's corner
-    nx, ny = x.roll(-1, 1), y.roll(-1, 1)
-    px, py = x.roll(-2, 1), y.roll(-2, 1)
-    inverse = 1.0 / area[:, None]
-    a, b = (ny - py) * inverse, (px - nx) * inverse
-    c = ((nx * py - px * ny) * inverse) + a * (left + 0.5)[:, None] + b * (top + 0.5)[:, None]
-    corner = (chosen // len(triangles)) * size * size + (top * size + left).long()
-    za, zb, zc = (a * z).sum(1), (b * z).sum(1), (c * z).sum(1)
+    # barycentric weights are affine in the pixel: w_k = a_k * ox + b_k * oy + c_k, counted from the box's corner
+    nx, ny, px, py = x.roll(-1, 0), y.roll(-1, 0), x.roll(-2, 0), y.roll(-2, 0)
+    a, b = (ny - py) / area, (px - nx) / area
+    c = (nx * py - px * ny) / area + a * (left + 0.5) + b * (top + 0.5)
+    za, zb, zc = (a * z).sum(0), (b * z).sum(0), (c * z).sum(0)
+    corner = chosen // count * (size * size) + (top * size + left).long()
 
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = []
+    found: list[tuple[Tensor, ...]] = []
     edge, previous = 1, 0
     while previous < size:
-        row = ((extent > previous) & (extent <= edge)).nonzero().squeeze(1)
-        for part in row.split(max(1, 1 << 22 // (edge * edge))) if edge > 64 else (row,):
-            if not len(part):
-                continue
-            offset = torch.arange(edge, device=device)
-            ox, oy = offset.repeat(edge).to(x), offset.repeat_interleave(edge).to(x)  # (edge*edge,)
-            w = [a[part, k, None] * ox + b[part, k, None] * oy + c[part, k, None] for k in range(3)]
-            inside = torch.minimum(torch.minimum(w[0], w[1]), w[2]) >= 0
-            inside &= (left[part, None] + ox < size) & (top[part, None] + oy < size)
-            r, k = inside.nonzero(as_tuple=True)
-            source = part[r]
-            depth = za[source] * ox[k] + zb[source] * oy[k] + zc[source]
-            pixel = corner[source] + (oy[k] * size + ox[k]).long()
-            found.append((pixel, depth, source, ox[k], oy[k]))
-        previous, edge = edge, min(edge + 1 if edge < 4 else edge * 2, max(size, 4))
-        if previous == edge:
-            break
-    if not found:
-        empty = torch.zeros(0, dtype=torch.long, device=device)
-        return empty, empty, points.new_zeros(0, 3)
-    pixel, depth, source, ox, oy = (torch.cat(t) for t in zip(*found, strict=True))
+        rows = ((extent > previous) & (extent <= edge)).nonzero().squeeze(1)
+        offset = torch.arange(edge, device=device)
+        ox, oy = offset.repeat(edge), offset.repeat_interleave(edge)  # (edge * edge,)
+        fx, fy = ox.to(x)[:, None], oy.to(x)[:, None]
+        for row in rows.split(max(1, (1 << 22) // edge**2)) if len(rows) else ():  # bounds the memory of large triangles
+            inside = (left.index_select(0, row) + fx < size) & (top.index_select(0, row) + fy < size)
+            ak, bk, ck = (t.index_select(1, row) for t in (a, b, c))  # (3, n')
+            for k in range(3):
+                inside &= torch.addcmul(torch.addcmul(ck[k], bk[k], fy), ak[k], fx) >= 0  # (edge * edge, n')
+            k, r = inside.nonzero(as_tuple=True)
+            found.append((row[r], ox[k], oy[k]))
+        previous, edge = edge, edge + 1 if edge < 4 else edge * 3 // 2
+    source, ox, oy = (torch.cat(t) for t in zip(*found, strict=True))
+    depth = za[source] * ox + zb[source] * oy + zc[source]
+    pixel = corner[source] + oy * size + ox
     nearest = depth.new_full((batch * size * size,), math.inf).scatter_reduce(0, pixel, depth, "amin")
     winner = (depth <= nearest[pixel]).nonzero().squeeze(1)
     # two triangles may tie on a shared edge: the later candidate takes the pixel, on every device
@@ -97,7 +90,7 @@ def rasterize(points: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Ten
     pixel = (best >= 0).nonzero().squeeze(1)
     best = best[pixel]
     source = source[best]
-    weights = a[source] * ox[best, None] + b[source] * oy[best, None] + c[source]
+    weights = a.index_select(1, source) * ox[best] + b.index_select(1, source) * oy[best] + c.index_select(1, source)
     return pixel, chosen[source], weights
 
 
@@ -133,18 +126,23 @@ def smoothstep(x: Tensor, low: float, high: float) -> Tensor:
 
 
 def blend(attributes: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
-    """(M, C): attributes (rows, C) at three corners (M, 3), mixed by barycentric weights (M, 3)."""
-    mixed = attributes.index_select(0, corners[:, 0]) * weights[:, :1]
+    """(C, M): attributes (C, rows) at three corners (3, M), mixed by barycentric weights (3, M)."""
+    mixed = attributes.index_select(1, corners[0]) * weights[0]
     for k in (1, 2):
-        mixed = mixed.addcmul(attributes.index_select(0, corners[:, k]), weights[:, k : k + 1])
+        mixed = torch.addcmul(mixed, attributes.index_select(1, corners[k]), weights[k])
     return mixed
 
 
 def per_pixel(image: Tensor, **values: Tensor) -> dict[str, Tensor]:
-    """Values of each image (B,) or (B, C) -> values of each pixel (M,) or (M, C), gathered in one go."""
-    table = torch.cat([value.flatten(1) if value.ndim > 1 else value[:, None] for value in values.values()], 1)
-    columns = table.index_select(0, image).split([1 if v.ndim == 1 else v.shape[1] for v in values.values()], 1)
-    return {name: c.squeeze(1) if v.ndim == 1 else c for (name, v), c in zip(values.items(), columns, strict=True)}
+    """Values of each image, (B,) or (B, C) -> values of each pixel, (M,) or (C, M), gathered in one go."""
+    table = torch.cat([value.view(len(value), -1).T for value in values.values()])  # (sum of C, B)
+    rows = table.index_select(1, image).split([value[0].numel() for value in values.values()])
+    return {name: row[0] if v.ndim == 1 else row for (name, v), row in zip(values.items(), rows, strict=True)}
+
+
+def rgb(like: Tensor, red: float, green: float, blue: float) -> Tensor:
+    """A linear colour (3, 1) that broadcasts over pixels (3, M)."""
+    return like.new_tensor([[red], [green], [blue]])
 
 
 def linear(srgb: Tensor) -> Tensor:
@@ -176,8 +174,8 @@ class Renderer(nn.Module):
         cloth = 0.30 * x.abs() - y  # metres; the shirt begins at 0.152, lower in front than on the shoulders
         self.register_buffer("scalp", scalp)
         inside = mouth * (of_part == 0)
-        static = torch.stack((uv[:, 0], uv[:, 1], lips, inside, fold.clamp(0, 1), scalp, face, cloth, ears), 1)
-        self.register_buffer("static", static)  # (V, 9)
+        static = torch.stack((uv[:, 0], uv[:, 1], lips, inside, fold.clamp(0, 1), scalp, face, cloth, ears))
+        self.register_buffer("static", static)  # (9, V)
         creases = torch.zeros(len(AU_NAMES), len(CREASES))
         for column, shares in enumerate(CREASES.values()):
             for name, share in shares.items():
@@ -207,12 +205,11 @@ class Renderer(nn.Module):
         fine = size * self.supersample
         points = self.project(world, views, fine)
         pixel, triangle, weights = rasterize(points, self.head.triangles, fine)
-        color, face = self.shade(pixel, triangle, weights, vertices, world, pose, subjects, au, views, fine)
-        backdrop = F.interpolate(views.background, size=(fine, fine), mode="bicubic", align_corners=True)
-        image = backdrop.clamp(0, 1).permute(0, 2, 3, 1).reshape(-1, 3)  # (B,3,H,W) -> (B*H*W, 3)
-        image = image.index_copy(0, pixel, color)
-        mask = torch.zeros(len(image), dtype=image.dtype, device=image.device).index_copy(0, pixel, face)
-        image = image.view(-1, fine, fine, 3).permute(0, 3, 1, 2)
+        color, face = self.shade(triangle, weights, world, pose, subjects, au, views, fine)  # (3, M), (M,)
+        backdrop = F.interpolate(views.background, size=(fine, fine), mode="bicubic", align_corners=True).clamp(0, 1)
+        image = backdrop.transpose(0, 1).flatten(1).index_copy(1, pixel, color)  # (3, B*H*W)
+        mask = torch.zeros_like(image[0]).index_copy(0, pixel, face)  # (B*H*W,)
+        image = image.view(3, -1, fine, fine).transpose(0, 1)  # (B, 3, H, W)
         return F.avg_pool2d(image, self.supersample), F.avg_pool2d(mask.view(-1, fine, fine), self.supersample) > 0.5
 
     def project(self, world: Tensor, views: Views, size: int) -> Tensor:
@@ -237,96 +234,71 @@ class Renderer(nn.Module):
         bald = (subjects.hair_length > 0.5)[:, None, None]
         return vertices.index_copy(1, hair, torch.where(bald, vertices[:, :1], strand))
 
-    def shade(self, pixel, triangle, weights, vertices, world, pose, subjects, au, views, size):
-        """Colour (M, 3) sRGB and face membership (M,) of the visible pixels."""
-        head = self.head
-        count = len(head.triangles)
-        image = triangle // count  # (M,) which of the batch
-        triangle = triangle % count
-        corners = head.triangles.index_select(0, triangle)  # (M, 3)
+    def shade(self, triangle, weights, world, pose, subjects, au, views, size):
+        """Colour (3, M) sRGB and face membership (M,) of the visible pixels."""
+        head, parts = self.head, self.head.parts
+        image, triangle = triangle // len(head.triangles), triangle % len(head.triangles)  # (M,)
+        corners = head.triangles.T.index_select(1, triangle)  # (3, M)
         part = head.part.index_select(0, triangle)
-        normals = vertex_normals(world, head.triangles)
-        moving = torch.cat((normals, world), -1).flatten(0, 1)  # (B*V, 6)
-        flat = corners + (image * world.shape[1])[:, None]
-        n, position = blend(moving, flat, weights).split(3, -1)
-        n = F.normalize(n, dim=-1)
-        u, v, lips, mouth, fold, scalp, face, cloth, ears = blend(self.static, corners, weights).unbind(-1)
-        cloth = smoothstep(cloth, 0.151, 0.154)
+        moving = torch.cat((vertex_normals(world, head.triangles), world), -1).permute(2, 0, 1).flatten(1)  # (6, B*V)
+        n, position = blend(moving, corners + image * world.shape[1], weights).split(3)  # (3, M)
+        n = F.normalize(n, dim=0)
+        u, v, lips, mouth, fold, scalp, face, cloth, ears = blend(self.static, corners, weights)  # (M,) each
         maps = self.maps_at(u, v, size)
-        deep = (au @ self.crease_shares).clamp(0, 1) * subjects.creases[:, None]  # (B, n creases)
         person = per_pixel(
             image,
             skin=linear(subjects.skin), lips=linear(subjects.lips), hair=linear(subjects.hair), brow=linear(subjects.brow),
             shirt=linear(subjects.shirt), hairline=subjects.hairline / 0.08, brow_amount=subjects.brow_amount,
             beard=subjects.beard, freckles=subjects.freckles, blush=subjects.blush, eyeshadow=subjects.eyeshadow,
-            shine=subjects.shine, deep=deep, light=views.light, light_color=views.light_color, ambient=views.ambient,
+            shine=subjects.shine, deep=(au @ self.crease_shares).clamp(0, 1) * subjects.creases[:, None],
+            light=views.light, light_color=views.light_color, ambient=views.ambient,
         )  # fmt: skip
-
-        # ---- skin, from the bottom layer up; colours are linear from here on
-        albedo = person["skin"] * (0.80 + 0.40 * maps["mottle"])[:, None]
-
-        def paint(color: Tensor, amount: Tensor) -> None:
-            nonlocal albedo
-            albedo = torch.lerp(albedo, color, amount.clamp(0, 1)[:, None])
-
-        paint(albedo * albedo.new_tensor([1.05, 0.62, 0.58]), 0.55 * person["blush"] * maps["blush"] + 0.35 * ears)
-        paint(albedo * albedo.new_tensor([0.62, 0.45, 0.34]), 0.8 * person["freckles"] * maps["freckles"])
-        paint(albedo * albedo.new_tensor([0.55, 0.45, 0.55]), 0.9 * person["eyeshadow"] * maps["eyeshadow"])
-        hair = person["hair"]
-        stubble = person["beard"] * maps["beard"] * (0.55 + 0.9 * (maps["strands"] - 0.5))
-        paint(hair * 0.8, 1.1 * stubble)
-        paint(person["lips"], 0.85 * smoothstep(lips, 0.25, 0.75))
-        brow = smoothstep(maps["brow"] + 0.4 * (person["brow_amount"] - 0.7), 0.25, 0.75)
-        paint(person["brow"], brow * (0.45 + 0.5 * person["brow_amount"]))
-        crease = (person["deep"] * torch.stack([maps[name] for name in CREASES], -1)).sum(-1).clamp(0, 1)
-        albedo = albedo * (1 - crease[:, None] * albedo.new_tensor([0.50, 0.58, 0.60]))
-        albedo = torch.lerp(albedo, albedo.new_tensor([0.10, 0.025, 0.025]).expand_as(albedo), mouth[:, None])
+        of_skin = (part == parts.index("skin")).to(n)
+        tooth = (part == parts.index("upper_teeth")) | (part == parts.index("lower_teeth"))
+        tongue, lash = part == parts.index("tongue"), part == parts.index("lashes")
         grown = smoothstep(scalp - person["hairline"] + 0.10 * (maps["strands"] - 0.5), 0.485, 0.53)
-        is_hair = torch.where(part == head.parts.index("hair"), torch.ones_like(grown), grown * (part == 0))
-        fibre = (0.45 + 1.1 * maps["strands"])[:, None] * hair
-        albedo = torch.lerp(albedo, fibre, is_hair[:, None])
-        albedo = torch.lerp(albedo, person["shirt"], (cloth * (part == 0))[:, None])
+        is_hair = torch.where(part == parts.index("hair"), 1.0, grown * of_skin)
+        cloth = smoothstep(cloth, 0.151, 0.154) * of_skin
 
-        # ---- the other parts
-        tooth = (part == head.parts.index("upper_teeth")) | (part == head.parts.index("lower_teeth"))
-        albedo = torch.where(tooth[:, None], albedo.new_tensor([0.72, 0.68, 0.58]), albedo)
-        albedo = torch.where(
-            (part == head.parts.index("tongue"))[:, None], albedo.new_tensor([0.42, 0.13, 0.12]), albedo
-        )
-        albedo = torch.where(
-            (part == head.parts.index("lashes"))[:, None], albedo.new_tensor([0.012, 0.010, 0.010]), albedo
-        )
-        eye = (part == 1) | (part == 2)
-        albedo, eye_highlight = self.paint_eyes(
-            albedo, eye, part, image, position, vertices, world, pose, subjects, views
-        )
+        # ---- albedo, from the bottom layer up; colours are linear from here on
+        albedo = person["skin"] * (0.80 + 0.40 * maps["mottle"])  # (3, M)
+        blush = 0.55 * person["blush"] * maps["blush"] + 0.35 * ears
+        albedo = torch.lerp(albedo, albedo * rgb(n, 1.05, 0.62, 0.58), blush.clamp(0, 1))
+        albedo = torch.lerp(albedo, albedo * rgb(n, 0.62, 0.45, 0.34), 0.8 * person["freckles"] * maps["freckles"])
+        albedo = torch.lerp(albedo, albedo * rgb(n, 0.55, 0.45, 0.55), 0.9 * person["eyeshadow"] * maps["eyeshadow"])
+        stubble = 1.1 * person["beard"] * maps["beard"] * (0.10 + 0.9 * maps["strands"])
+        albedo = torch.lerp(albedo, 0.8 * person["hair"], stubble.clamp(0, 1))
+        albedo = torch.lerp(albedo, person["lips"], 0.85 * smoothstep(lips, 0.25, 0.75))
+        brow = smoothstep(maps["brow"] + 0.4 * (person["brow_amount"] - 0.7), 0.25, 0.75)
+        albedo = torch.lerp(albedo, person["brow"], brow * (0.45 + 0.5 * person["brow_amount"]))
+        crease = (person["deep"] * torch.stack([maps[name] for name in CREASES])).sum(0).clamp(0, 1)
+        albedo = albedo * (1 - crease * rgb(n, 0.50, 0.58, 0.60))
+        albedo = torch.lerp(albedo, rgb(n, 0.10, 0.025, 0.025), mouth)
+        albedo = torch.lerp(albedo, (0.45 + 1.1 * maps["strands"]) * person["hair"], is_hair)
+        albedo = torch.lerp(albedo, person["shirt"], cloth)
+        albedo = torch.where(tooth, rgb(n, 0.72, 0.68, 0.58), albedo)
+        albedo = torch.where(tongue, rgb(n, 0.42, 0.13, 0.12), albedo)
+        albedo = torch.where(lash, rgb(n, 0.012, 0.010, 0.010), albedo)
+        albedo, catch_light = self.paint_eyes(albedo, part, image, position, world, pose, subjects, views)
 
-        # ---- light: wrapped diffuse (redder in the shade, as skin is), sky and ground ambient, two highlights
+        # ---- light: wrapped diffuse (redder in the shade, as skin is), sky and ground ambient, highlights
         light = person["light"]
-        facing = (n * light).sum(-1, keepdim=True)
-        wrap = torch.where(is_hair[:, None] > 0.5, n.new_tensor([0.1, 0.1, 0.1]), n.new_tensor([0.36, 0.22, 0.18]))
-        diffuse = ((facing + wrap) / (1 + wrap)).clamp(min=0)
+        wrap = torch.where(is_hair > 0.5, 0.1, rgb(n, 0.36, 0.22, 0.18))
+        diffuse = (((n * light).sum(0) + wrap) / (1 + wrap)).clamp(min=0)
+        radiance = diffuse * person["light_color"] + person["ambient"] * (0.75 + 0.25 * n[1])
         occlusion = (1 - 0.55 * fold) * (1 - 0.35 * mouth)
-        occlusion = torch.where(tooth | (part == head.parts.index("tongue")), 0.72 * (1 - 0.85 * fold), occlusion)
-        sky = 0.75 + 0.25 * n[:, 1:2]
-        radiance = diffuse * person["light_color"] + person["ambient"] * sky
-        color = albedo * radiance * occlusion[:, None]
-        toward = F.normalize(position.new_tensor([0.0, 0.0, CAMERA_DISTANCE]) - position, dim=-1)
-        half = F.normalize(light + toward, dim=-1)
-        glint = (n * half).sum(-1).clamp(min=0)
-        fresnel = 0.04 + 0.96 * (1 - (n * toward).sum(-1).clamp(0, 1)) ** 5
+        occlusion = torch.where(tooth | tongue, 0.72 * (1 - 0.85 * fold), occlusion)
+        toward = F.normalize(position.new_tensor([[0.0], [0.0], [CAMERA_DISTANCE]]) - position, dim=0)
+        glint = (n * F.normalize(light + toward, dim=0)).sum(0).clamp(min=0)
+        fresnel = 0.04 + 0.96 * (1 - (n * toward).sum(0).clamp(0, 1)) ** 5
         gloss = torch.where(lips > 0.5, 0.20, 0.10) * person["shine"] * (1 - is_hair) * (1 - cloth) * (1 - mouth)
-        gloss = torch.where(part == head.parts.index("lashes"), torch.zeros_like(gloss), gloss)
-        specular = gloss * glint**18 + 0.25 * gloss * fresnel + 0.22 * is_hair * glint**12 * maps["strands"]
-        specular = (
-            specular * occlusion
-            + torch.where(tooth, 0.2 * glint**30, torch.zeros_like(glint))
-            + eye_highlight * (glint > 0).to(glint)
-        )
-        color = color + specular[:, None] * person["light_color"]
-        in_face = torch.where(part == 0, (face > 0.5) & (is_hair < 0.5), part != head.parts.index("hair"))
-        color = color / (1 + 0.18 * color) * 1.10  # a soft shoulder instead of burnt highlights
-        return color.clamp(1e-6, 1.0) ** (1 / GAMMA), in_face.to(color.dtype)
+        gloss = torch.where(lash, 0.0, gloss)
+        specular = gloss * (glint**18 + 0.25 * fresnel) + 0.22 * is_hair * glint**12 * maps["strands"]
+        specular = specular * occlusion + torch.where(tooth, 0.2 * glint**30, 0.0) + catch_light * (glint > 0)
+        color = albedo * radiance * occlusion + specular * person["light_color"]
+        color = 1.22 * color / (1 + 0.25 * color)  # a soft shoulder instead of burnt highlights
+        in_face = torch.where(of_skin > 0, (face > 0.5) & (is_hair < 0.5), part != parts.index("hair"))
+        return color.clamp(1e-6, 1.0) ** (1 / GAMMA), in_face.to(color)
 
     def maps_at(self, u: Tensor, v: Tensor, size: int) -> dict[str, Tensor]:
         """The painted maps at map coordinates (M,), averaged first to about the pixel's footprint."""
@@ -337,34 +309,26 @@ class Renderer(nn.Module):
         values = F.grid_sample(level, torch.stack((u, v), -1)[None, None], align_corners=False, padding_mode="border")
         return dict(zip(self.head.map_names, values[0, :, 0], strict=True))
 
-    def paint_eyes(self, albedo, eye, part, image, position, vertices, world, pose, subjects, views):
+    def paint_eyes(self, albedo, part, image, position, world, pose, subjects, views):
         """Sclera, iris, pupil and a catch light, by the angle between a point of the eyeball and the gaze."""
-        row = eye.nonzero().squeeze(1)
-        highlight = torch.zeros_like(albedo[:, 0])
-        if not len(row):
-            return albedo, highlight
-        centres = torch.stack(
-            [world[:, i].mean(1) for i in (self.eye_left_vertices, self.eye_right_vertices)], 1
-        )  # (B, 2, 3)
-        who, side = image[row], part[row] - 1
-        direction = F.normalize(position[row] - centres[who, side], dim=-1)
+        left_eye = self.head.parts.index("eye_left")
+        column = ((part == left_eye) | (part == left_eye + 1)).nonzero().squeeze(1)  # (m,)
+        who, side = image[column], part[column] - left_eye
+        eyes = (self.eye_left_vertices, self.eye_right_vertices)
+        centres = torch.stack([world[:, vertices].mean(1) for vertices in eyes], 1)  # (B, 2, 3)
         left, up = views.gaze.deg2rad().unbind(-1)
-        gaze = torch.stack((left.sin() * up.cos(), up.sin(), left.cos() * up.cos()), -1)  # (B, 3)
-        gaze = (pose @ gaze[..., None])[..., 0][who]
-        angle = torch.acos((direction * gaze).sum(-1).clamp(-1 + 1e-6, 1 - 1e-6))  # radians from the gaze
-        iris = linear(subjects.iris)[who]
-        rays = 0.85 + 0.15 * torch.sin(40.0 * torch.atan2(direction[:, 1] - gaze[:, 1], direction[:, 0] - gaze[:, 0]))
-        iris = (
-            iris
-            * (0.55 + 0.9 * smoothstep(angle, 0.14, 0.36) * (1 - 0.6 * smoothstep(angle, 0.34, 0.42)))[:, None]
-            * rays[:, None]
-        )
-        sclera = albedo.new_tensor([0.78, 0.72, 0.70]) * (1.05 - 0.45 * smoothstep(direction[:, 1], 0.05, 0.5))[:, None]
-        color = torch.lerp(iris, sclera, smoothstep(angle, 0.39, 0.46)[:, None])
-        color = color * (0.04 + 0.96 * smoothstep(angle, 0.12, 0.18))[:, None]
-        half = F.normalize(views.light[who] + direction.new_tensor([0.0, 0.0, 1.0]), dim=-1)
-        highlight = highlight.index_copy(0, row, 0.8 * smoothstep((direction * half).sum(-1), 0.990, 0.997))
-        return albedo.index_copy(0, row, color), highlight
+        gaze = torch.stack((left.sin() * up.cos(), up.sin(), left.cos() * up.cos()), -1)  # (B, 3), in the head's frame
+        gaze = (pose @ gaze[..., None])[who, :, 0].T  # (3, m)
+        out = F.normalize(position[:, column] - centres[who, side].T, dim=0)  # (3, m) from the eye's centre
+        angle = torch.acos((out * gaze).sum(0).clamp(-1 + 1e-6, 1 - 1e-6))  # radians from the gaze
+        rays = 0.85 + 0.15 * torch.sin(40.0 * torch.atan2(out[1] - gaze[1], out[0] - gaze[0]))
+        ring = 0.55 + 0.9 * smoothstep(angle, 0.14, 0.36) * (1 - 0.6 * smoothstep(angle, 0.34, 0.42))
+        iris = linear(subjects.iris)[who].T * ring * rays
+        sclera = rgb(albedo, 0.78, 0.72, 0.70) * (1.05 - 0.45 * smoothstep(out[1], 0.05, 0.5))
+        color = torch.lerp(iris, sclera, smoothstep(angle, 0.39, 0.46)) * (0.04 + 0.96 * smoothstep(angle, 0.12, 0.18))
+        half = F.normalize(views.light[who].T + rgb(albedo, 0.0, 0.0, 1.0), dim=0)
+        catch_light = 0.8 * smoothstep((out * half).sum(0), 0.990, 0.997)
+        return albedo.index_copy(1, column, color), torch.zeros_like(albedo[0]).index_copy(0, column, catch_light)
 
 
 def load_renderer(device: str | torch.device = "cpu") -> Renderer:

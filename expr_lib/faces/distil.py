@@ -313,21 +313,21 @@ def distil(out: Path, seed: int = 0) -> dict:
     keep = np.unique(np.concatenate([q.ravel() for q in part_quads.values()]))
     index = np.full(len(neutral), -1)
     index[keep] = np.arange(len(keep))
-    triangles, part = [], []
+    pieces, numbers = [], []
     for number, name in enumerate(PARTS):
         quad = index[part_quads[name]]
-        triangles += [quad[:, [0, 1, 2]], quad[:, [0, 2, 3]]]
-        part += [np.full(2 * len(quad), number, dtype=np.uint8)]
-    triangles, part = np.concatenate(triangles).astype(np.int32), np.concatenate(part)
+        pieces += [quad[:, [0, 1, 2]], quad[:, [0, 2, 3]]]
+        numbers += [np.full(2 * len(quad), number, dtype=np.uint8)]
+    triangles, part = np.concatenate(pieces).astype(np.int32), np.concatenate(numbers)
 
     print(f"{len(keep)} vertices, {len(triangles)} triangles; sampling {N_TRAIN + N_HELD_OUT} heads")
     heads = sample_heads(model, N_TRAIN + N_HELD_OUT, keep, eyes, seed).flatten(1)
     train, held_out = heads[:N_TRAIN], heads[N_TRAIN:]
-    mean = train.mean(0)
-    _, sigma, basis = torch.svd_lowrank(train - mean, q=N_COMPONENTS + 20, niter=6)
+    average = train.mean(0)
+    _, sigma, basis = torch.svd_lowrank(train - average, q=N_COMPONENTS + 20, niter=6)
     sigma, basis = sigma[:N_COMPONENTS] / (N_TRAIN - 1) ** 0.5, basis[:, :N_COMPONENTS].T
     identity = (sigma[:, None] * basis).half()  # metres at one standard deviation
-    centred = held_out - mean
+    centred = held_out - average
     coefficients = centred @ basis.T / sigma
     error = (centred - coefficients @ identity.float()).reshape(N_HELD_OUT, -1, 3)
     quality = {
@@ -344,7 +344,7 @@ def distil(out: Path, seed: int = 0) -> dict:
     )
     actions = torch.stack((actions[..., 0], actions[..., 2], -actions[..., 1]), dim=-1)
 
-    mean = mean.reshape(-1, 3).numpy()
+    mean = average.reshape(-1, 3).numpy()
     tongue = np.unique(triangles[part == PARTS.index("tongue")])
     mean[tongue] += np.array([0.0, -0.004, -0.006], dtype=np.float32)  # at rest behind the teeth (our choice)
     skin = np.unique(triangles[part == 0])

@@ -26,6 +26,15 @@ class HeadModel(nn.Module):
     [-1, 1], ``region`` (V, 5) in [0, 1] (lips, lids, ears, mouth interior, fold) and ``maps`` (M, S, S) in [0, 1].
     """
 
+    mean: Tensor
+    identity: Tensor
+    shapes: Tensor
+    triangles: Tensor
+    part: Tensor
+    map_uv: Tensor
+    region: Tensor
+    maps: Tensor
+
     def __init__(self, path: Path = HEAD_FILE) -> None:
         super().__init__()
         with safe_open(path, framework="pt") as file:

@@ -65,18 +65,19 @@ def rasterize(points: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Ten
     za, zb, zc = (a * z).sum(0), (b * z).sum(0), (c * z).sum(0)
     corner = chosen // count * (size * size) + (top * size + left).long()
 
-    found: list[tuple[Tensor, ...]] = []
+    found = [(chosen[:0], chosen[:0], chosen[:0])]  # of each hit: the triangle, its pixel from the box's corner
     edge, previous = 1, 0
     while previous < size:
         rows = ((extent > previous) & (extent <= edge)).nonzero().squeeze(1)
         offset = torch.arange(edge, device=device)
         ox, oy = offset.repeat(edge), offset.repeat_interleave(edge)  # (edge * edge,)
         fx, fy = ox.to(x)[:, None], oy.to(x)[:, None]
-        for row in rows.split(max(1, (1 << 22) // edge**2)) if len(rows) else ():  # bounds the memory of large triangles
+        for row in rows.split(max(1, (1 << 22) // edge**2)) if len(rows) else ():  # bounds the memory
             inside = (left.index_select(0, row) + fx < size) & (top.index_select(0, row) + fy < size)
             ak, bk, ck = (t.index_select(1, row) for t in (a, b, c))  # (3, n')
-            for k in range(3):
-                inside &= torch.addcmul(torch.addcmul(ck[k], bk[k], fy), ak[k], fx) >= 0  # (edge * edge, n')
+            for corner_k in range(3):
+                weight = torch.addcmul(torch.addcmul(ck[corner_k], bk[corner_k], fy), ak[corner_k], fx)
+                inside &= weight >= 0  # (edge * edge, n')
             k, r = inside.nonzero(as_tuple=True)
             found.append((row[r], ox[k], oy[k]))
         previous, edge = edge, edge + 1 if edge < 4 else edge * 3 // 2
@@ -90,7 +91,8 @@ def rasterize(points: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Ten
     pixel = (best >= 0).nonzero().squeeze(1)
     best = best[pixel]
     source = source[best]
-    weights = a.index_select(1, source) * ox[best] + b.index_select(1, source) * oy[best] + c.index_select(1, source)
+    ox, oy = ox[best], oy[best]
+    weights = a.index_select(1, source) * ox + b.index_select(1, source) * oy + c.index_select(1, source)
     return pixel, chosen[source], weights
 
 
@@ -151,6 +153,14 @@ def linear(srgb: Tensor) -> Tensor:
 
 class Renderer(nn.Module):
     """``renderer(subjects, au, views, size) -> image (B, 3, S, S) in [0, 1], face mask (B, S, S) bool``."""
+
+    head: HeadModel
+    scalp: Tensor
+    static: Tensor
+    crease_shares: Tensor
+    eye_left_vertices: Tensor
+    eye_right_vertices: Tensor
+    hair_vertices: Tensor
 
     def __init__(self, head: HeadModel, supersample: int = 2) -> None:
         super().__init__()
@@ -247,10 +257,11 @@ class Renderer(nn.Module):
         maps = self.maps_at(u, v, size)
         person = per_pixel(
             image,
-            skin=linear(subjects.skin), lips=linear(subjects.lips), hair=linear(subjects.hair), brow=linear(subjects.brow),
-            shirt=linear(subjects.shirt), hairline=subjects.hairline / 0.08, brow_amount=subjects.brow_amount,
-            beard=subjects.beard, freckles=subjects.freckles, blush=subjects.blush, eyeshadow=subjects.eyeshadow,
-            shine=subjects.shine, deep=(au @ self.crease_shares).clamp(0, 1) * subjects.creases[:, None],
+            skin=linear(subjects.skin), lips=linear(subjects.lips), hair=linear(subjects.hair),
+            brow=linear(subjects.brow), shirt=linear(subjects.shirt), brow_amount=subjects.brow_amount,
+            hairline=subjects.hairline / 0.08, beard=subjects.beard, freckles=subjects.freckles, blush=subjects.blush,
+            eyeshadow=subjects.eyeshadow, shine=subjects.shine,
+            deep=(au @ self.crease_shares).clamp(0, 1) * subjects.creases[:, None],
             light=views.light, light_color=views.light_color, ambient=views.ambient,
         )  # fmt: skip
         of_skin = (part == parts.index("skin")).to(n)

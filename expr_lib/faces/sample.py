@@ -142,17 +142,20 @@ def generator(seed: int) -> torch.Generator:
 # ------------------------------------------------------------------------------------------------------------- people
 
 SKIN_TONES = torch.tensor(  # sRGB, light to dark
-    [[240, 202, 180], [232, 190, 160], [224, 178, 143], [201, 150, 113], [171, 120, 85], [140, 94, 67], [112, 75, 56], [88, 60, 47]]
+    [[240, 202, 180], [232, 190, 160], [224, 178, 143], [201, 150, 113],
+     [171, 120, 85], [140, 94, 67], [112, 75, 56], [88, 60, 47]]
 ) / 255.0  # fmt: skip
 HAIR_COLORS = torch.tensor(
-    [[24, 20, 19], [44, 31, 25], [72, 48, 34], [110, 74, 48], [160, 118, 74], [205, 168, 118], [128, 58, 34], [150, 148, 146], [206, 204, 200]]
+    [[24, 20, 19], [44, 31, 25], [72, 48, 34], [110, 74, 48], [160, 118, 74],
+     [205, 168, 118], [128, 58, 34], [150, 148, 146], [206, 204, 200]]
 ) / 255.0  # fmt: skip
 IRIS_COLORS = (
     torch.tensor([[66, 40, 24], [92, 58, 30], [110, 92, 48], [84, 108, 84], [86, 122, 150], [110, 134, 150]]) / 255.0
 )
 LIP_PAINTS = torch.tensor([[150, 28, 40], [176, 52, 66], [120, 40, 60], [190, 88, 84], [96, 30, 44]]) / 255.0
 SHIRTS = torch.tensor(
-    [[32, 36, 44], [226, 226, 222], [70, 88, 120], [120, 50, 52], [64, 92, 72], [150, 130, 104], [90, 70, 110], [180, 150, 70]]
+    [[32, 36, 44], [226, 226, 222], [70, 88, 120], [120, 50, 52],
+     [64, 92, 72], [150, 130, 104], [90, 70, 110], [180, 150, 70]]
 ) / 255.0  # fmt: skip
 
 
@@ -223,7 +226,10 @@ PROTOTYPES: tuple[dict[str, float], ...] = (  # FACS prototypes of emotions (Ekm
     {"AU43": 5.0},  # eyes closed
     {"AU25": 3.0, "AU26": 2.5},  # speaking
 )
-EXCLUDED = (("AU5", "AU43"), ("AU7", "AU5"), ("AU23", "AU25"), ("AU23", "AU26"), ("AU12", "AU15"), ("AU17", "AU26"), ("AU20", "AU14"))  # fmt: skip
+EXCLUDED = (
+    ("AU5", "AU43"), ("AU7", "AU5"), ("AU23", "AU25"), ("AU23", "AU26"),
+    ("AU12", "AU15"), ("AU17", "AU26"), ("AU20", "AU14"),
+)  # fmt: skip
 """Pairs that do not go together: the stronger of the two stays (our choice, after the antagonists listed in FACS)."""
 
 
@@ -247,7 +253,6 @@ def sample_expressions(n: int, g: torch.Generator) -> Tensor:
         weaker = torch.where(au[:, i] < au[:, j], i, j)
         clash = (au[:, i] > 0) & (au[:, j] > 0)
         au[clash, weaker[clash]] = 0.0
-    au[:, position["AU26"]] = torch.where(au[:, position["AU26"]] > 0, au[:, position["AU26"]], torch.zeros(()))
     au[kind > 0.92] = 0.0
     return torch.where(au < 0.25, torch.zeros(()), au)
 

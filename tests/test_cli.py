@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +55,11 @@ def fails(capsys, *arguments: str) -> str:
 def test_help_is_quick_and_imports_nothing_heavy():
     code = "import sys; from expr_lib.cli import main; main(['--help']); print([m for m in {} if m in sys.modules])"
     heavy = ("torch", "numpy", "pandas", "matplotlib", "sklearn")
-    times = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - began)
-        if times[-1] < 1:
-            break
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, check=True)
+    after = os.times()
     assert done.stdout.strip().endswith("[]")
-    assert min(times) < 1
+    assert sum(after[2:4]) - sum(before[2:4]) < 1  # processor seconds of the child: a busy machine does not matter
     for command in cli.COMMANDS:
         assert f"\n  {command} " in done.stdout
 

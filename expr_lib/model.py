@@ -30,7 +30,7 @@ class ModelConfig:
     c_f: int = 16  # C, channels of f_f: narrow, so that the expression of a does not fit in beside its identity
     noise: float = 0.1  # standard deviation of the noise on f_f while training (f_f has unit power)
     width: int = 64  # channels of E and G at S/4
-    width_r: int = 96  # channels of the AU-related branch
+    width_r: int = 128  # channels of the AU-related branch
     width_d: int = 32  # channels of the first layer of the image discriminator
     levels: tuple[int, ...] = (4,)  # AU classes for the adversary, 2 to 6: one number for all AUs or one for each
     conditional: bool = True  # the image discriminator also asks whether the image shows the AUs it should
@@ -89,23 +89,50 @@ class Block(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h) * (1 + scale2) + shift2))
 
 
+def conv_bn(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    # batch norm where expressions are read: with group norm the AU branch stays blind for ten times as long
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+class Residual(nn.Module):
+    """Residual block at constant size, with batch norm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv_bn(channels, channels), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.body(x))
+
+
 class E(nn.Module):
-    """Encoder, shared by both branches: image (B, 3, S, S) in [-1, 1] -> features (B, w, S/4, S/4)."""
+    """Encoder, shared by both branches: image (B, 3, S, S) in [-1, 1] -> features (B, w + 4, S/4, S/4).
+
+    The image is standardized first, since light and skin tone are most of what differs between images and nothing of
+    what an AU is; what that removes, mean colour and contrast, comes back as the last 4 channels, for f_f to keep.
+    """
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         w = c.width
         self.net = nn.Sequential(
-            nn.Conv2d(3, w // 2, 4, 2, 1), norm(w // 2), nn.SiLU(),  # (B, w/2, S/2, S/2)
-            nn.Conv2d(w // 2, w, 4, 2, 1), Block(w),  # (B, w, S/4, S/4)
+            nn.PixelUnshuffle(2), conv_bn(12, w // 2), Residual(w // 2),  # (B, w/2, S/2, S/2)
+            conv_bn(w // 2, w, stride=2), Residual(w),  # (B, w, S/4, S/4)
         )  # fmt: skip
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.net(image)
+        mean = image.mean((2, 3), keepdim=True)  # (B, 3, 1, 1)
+        contrast = (image.var((1, 2, 3), keepdim=True) + 1e-6).sqrt()  # (B, 1, 1, 1); smooth for an image of one colour
+        h = self.net((image - mean) / contrast)
+        removed = torch.cat([mean, contrast], 1).expand(-1, -1, *h.shape[2:])  # (B, 4, S/4, S/4)
+        return torch.cat([h, removed.to(h.dtype)], 1)
 
 
 class AUFree(nn.Module):
-    """features (B, w, S/4, S/4) -> f_f (B, C, S/4, S/4): a map, because identity, pose and background have places.
+    """features (B, w + 4, S/4, S/4) -> f_f (B, C, S/4, S/4): a map, because identity, pose and background have places.
 
     f_f has unit power at every place, and noise while training: a channel of known, narrow capacity.
     """
@@ -113,7 +140,7 @@ class AUFree(nn.Module):
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         w, self.noise = c.width, c.noise
-        self.net = nn.Sequential(Block(w), Block(w), norm(w), nn.SiLU(), nn.Conv2d(w, c.c_f, 1))
+        self.net = nn.Sequential(nn.Conv2d(w + 4, w, 1), Block(w), Block(w), norm(w), nn.SiLU(), nn.Conv2d(w, c.c_f, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         f_f = self.net(features).float()  # (B, C, S/4, S/4)
@@ -122,35 +149,23 @@ class AUFree(nn.Module):
 
 
 class AURelated(nn.Module):
-    """features (B, w, S/4, S/4) -> f_r (B, n, d) in [-1, 1]: one vector for each AU, so that one can be swapped alone.
-
-    Each AU has an attention map. Its vector comes from what is seen there, from where that is, and from the whole face.
-    """
+    """features (B, w + 4, S/4, S/4) -> f_r (B, n, d) in [-1, 1]: one vector for each AU; each can be swapped alone."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        r, side = c.width_r, min(4, c.size // 16)
-        self.fine = nn.Sequential(nn.Conv2d(c.width, r, 3, 2, 1), Block(r), norm(r), nn.SiLU())  # (B, r, S/8, S/8)
-        self.coarse = nn.Sequential(
-            nn.Conv2d(r, r, 3, 2, 1), Block(r), norm(r), nn.SiLU(),  # (B, r, S/16, S/16)
-            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(r * side**2, 2 * r), nn.SiLU(),  # (B, 2r)
+        self.w, r, self.shape = c.width, c.width_r, (c.n_aus, c.d)
+        self.tower = nn.Sequential(
+            conv_bn(c.width, r, stride=2), Residual(r),  # (B, r, S/8, S/8)
+            conv_bn(r, r, stride=2), nn.Flatten(), nn.Dropout(0.2),  # (B, r * (S/16)^2): a face has its parts in places
         )  # fmt: skip
-        self.attention = nn.Conv2d(r, c.n_aus, 1)
-        self.to_f_r = nn.Parameter(torch.randn(c.n_aus, 3 * r + 2, c.d) * (3 * r) ** -0.5)
+        self.to_f_r = nn.Linear(r * (c.size // 16) ** 2, c.n_aus * c.d)
         # the readout has one row for each AU, so that f_r[:, k] alone answers for AU k; most AUs are absent: bias -2
         self.readout = nn.Parameter(torch.randn(c.n_aus, c.d) * 0.5)
         self.bias = nn.Parameter(torch.full((c.n_aus,), -2.0))
 
     def forward(self, features: Tensor) -> Tensor:
-        h = self.fine(features)  # (B, r, S/8, S/8)
-        whole = self.coarse(h).float()  # (B, 2r)
-        side = torch.linspace(-1, 1, h.shape[-1], device=h.device)
-        yx = torch.cartesian_prod(side, side)  # (P, 2), P = (S/8)^2 places
-        attention = self.attention(h).float().flatten(2).softmax(-1)  # (B, n, P)
-        what = attention @ h.float().flatten(2).mT  # (B, n, P) @ (B, P, r) -> (B, n, r)
-        where = attention @ yx  # (B, n, P) @ (P, 2) -> (B, n, 2)
-        seen = torch.cat([what, where, whole[:, None].expand(-1, what.shape[1], -1)], -1)  # (B, n, 3r + 2)
-        return torch.einsum("bni,nid->bnd", seen, self.to_f_r).tanh()
+        h = self.tower(features[:, : self.w])  # not the 4 channels of colour and contrast
+        return self.to_f_r(h).float().tanh().unflatten(1, self.shape)  # (B, n*d) -> (B, n, d)
 
     def au(self, f_r: Tensor) -> Tensor:
         """f_r (B, n, d) -> AU logits (B, n): intensity = 5 sigmoid(logit)."""
@@ -210,11 +225,20 @@ class Swapper(nn.Module):
     """The generator side, all that is needed at run time: E and DG."""
 
     au_names: tuple[str, ...] = AU_NAMES  # training and loading set the data set's own
+    warm: bool = False  # training sets it after the warm-up
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.E, self.DG = E(config), DG(config)
+
+    def train(self, mode: bool = True) -> Swapper:
+        """After the warm-up batch norm keeps its statistics: synthesized images must not move them."""
+        super().train(mode)
+        for module in self.modules() if self.warm else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image (B, 3, S, S) in [-1, 1] -> f_f (B, C, S/4, S/4), f_r (B, n, d)."""
@@ -252,13 +276,10 @@ class D_f(nn.Module):
     def __init__(self, c: ModelConfig, hidden: int = 256) -> None:
         super().__init__()
         self.shape = (c.n_aus, max(c.au_levels))
-        side = min(4, c.size // 16)
         self.net = nn.Sequential(
-            nn.Conv2d(c.c_f, 64, 3, padding=1), nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 64, 4, 2, 1), norm(64), nn.LeakyReLU(0.2),  # (B, 64, S/8, S/8)
-            nn.Conv2d(64, 128, 4, 2, 1), norm(128), nn.LeakyReLU(0.2),  # (B, 128, S/16, S/16)
-            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(128 * side**2, hidden), nn.LeakyReLU(0.2),
-            nn.Linear(hidden, c.n_aus * max(c.au_levels)),
+            conv_bn(c.c_f, 64), conv_bn(64, 64, stride=2), Residual(64),  # (B, 64, S/8, S/8)
+            conv_bn(64, 128, stride=2), nn.Flatten(),  # (B, 128 * (S/16)^2)
+            nn.Linear(128 * (c.size // 16) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, c.n_aus * max(c.au_levels)),
         )  # fmt: skip
 
     def forward(self, f_f: Tensor) -> Tensor:

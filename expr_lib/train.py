@@ -46,10 +46,10 @@ class Weights:
     cycle: float = 10.0  # cross-cycle, L1
     realism: float = 1.0
     swap: float = 1.0  # swap consistency
-    guide: float = 1.0  # our AU branch, frozen, must read b's AUs from the swap
+    guide: float = 4.0  # our AU branch, frozen, must read b's AUs from the swap
     guide_d: float = 1.0  # so must the AU head of the image discriminator
     agree_f: float = 0.5  # the swap keeps a's f_f
-    agree_r: float = 0.5  # the swap has b's f_r
+    agree_r: float = 2.0  # the swap has b's f_r
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class TrainConfig:
     steps: int = 20_000  # optimizer steps in total, the warm-up included
     warmup_steps: int = 2_000  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
     batch_size: int = 16  # pairs, so twice as many images
+    warmup_lr: float = 2e-3  # of the AU branch alone, falling to lr
     lr: float = 4e-4  # generator side
     lr_d: float = 4e-4  # discriminators
     feature_d_steps: int = 2  # updates of D_f and D_r for each step; they are tiny and must keep up with the encoder
@@ -192,14 +193,24 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
 
 def train_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
     """One step of the whole method."""
+    if not nets.swapper.warm:
+        nets.swapper.warm = True
+        nets.swapper.train()
+        for group in nets.opt_G.param_groups:
+            group["lr"] = c.lr
     with autocast(c):
         out = both_passes(nets.swapper, batch.x, c.detach_f_r)
     return update_D(nets, batch, out, c) | update_G(nets, batch, out, c)
 
 
-def warmup_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
-    """One step of the AU branch, and of the AU head of D, on real images alone."""
-    x = augment(batch.x)
+def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[str, Tensor]:
+    """One step of the AU branch, and of the AU head of D, on real images alone; `done` is the share of the warm-up.
+
+    Augmentation grows over the first half: in full from the start, the branch sees nothing for long.
+    """
+    for group in nets.opt_G.param_groups:
+        group["lr"] = (c.lr + (c.warmup_lr - c.lr) * (1 - done)) * min(1.0, 50 * done + 0.02)
+    x = augment(batch.x, min(1.0, 2 * done))
     with autocast(c):
         logit, (_, _, logit_d) = nets.swapper.read_au(x)[1], nets.D(x, batch.au)
     loss = {"au": au_loss(logit, batch.au, nets.au_weight), "D_au": au_loss(logit_d, batch.au, nets.au_weight)}
@@ -232,10 +243,11 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-def augment(x: Tensor) -> Tensor:
-    """Shift by up to 1/16 of the side, blur, noise, contrast and colour, at random for each image; differentiable.
+def augment(x: Tensor, strength: float = 1.0) -> Tensor:
+    """Shift by up to 1/32 of the side, blur, noise, contrast and colour, at random for each image; differentiable.
 
-    Both what trains the AU branch and what it judges pass through here. x (B, 3, S, S) -> the same shape.
+    Both what trains the AU branch and what it judges pass through here. x (B, 3, S, S) -> the same shape; `strength`
+    in [0, 1] scales everything.
     """
     b, size = len(x), x.shape[-1]
 
@@ -243,12 +255,12 @@ def augment(x: Tensor) -> Tensor:
         return torch.rand(b, *shape, device=x.device)
 
     theta = torch.eye(2, 3, device=x.device).repeat(b, 1, 1)  # (B, 2, 3)
-    theta[:, :, 2] = (r(2) * 2 - 1) / 8  # of the half side
+    theta[:, :, 2] = strength * (r(2) * 2 - 1) / 16  # of the half side
     x = F.grid_sample(x, F.affine_grid(theta, [b, 3, size, size], align_corners=False), padding_mode="reflection",
                       align_corners=False)  # fmt: skip
-    x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), r(1, 1, 1) * (r(1, 1, 1) < 0.5))
-    x = x * (0.8 + 0.4 * r(1, 1, 1)) + 0.2 * (r(3, 1, 1) - 0.5)
-    return x + 0.05 * r(1, 1, 1) * torch.randn_like(x)
+    x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), strength * r(1, 1, 1) * (r(1, 1, 1) < 0.5))
+    x = x * (1 + strength * (0.4 * r(1, 1, 1) - 0.2)) + 0.2 * strength * (r(3, 1, 1) - 0.5)
+    return x + 0.05 * strength * r(1, 1, 1) * torch.randn_like(x)
 
 
 def autocast(c: TrainConfig) -> torch.autocast:
@@ -285,7 +297,7 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
     ema = copy.deepcopy(swapper).eval().requires_grad_(False)
 
     def adam(lr: float, *nets: nn.Module | None) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for net in nets if net is not None for p in net.parameters()], lr, betas=(0.5, 0.9))
+        return torch.optim.Adam([p for net in nets if net is not None for p in net.parameters()], lr, betas=(0.5, 0.99))
 
     weight = class_weights(au_classes(au, m.au_levels), max(m.au_levels))
     return Nets(
@@ -337,9 +349,11 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
         for step in range(start, config.steps):
             torch.manual_seed(config.seed * 1_000_003 + step)  # all chance in a step depends on the step alone
             batch = batch_of(next(feed), subjects, config)
-            warm = step < config.warmup_steps
             try:
-                loss = (warmup_step if warm else train_step)(nets, batch, config)
+                if step < config.warmup_steps:
+                    loss = warmup_step(nets, batch, config, step / config.warmup_steps)
+                else:
+                    loss = train_step(nets, batch, config)
             except FloatingPointError as error:
                 last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
                 raise FloatingPointError(f"step {step}: {error}; {last}") from None
@@ -369,6 +383,8 @@ def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        for kept, now in zip(ema.buffers(), model.buffers(), strict=True):
+            kept.copy_(now)  # batch norm's statistics are averages already
 
 
 def all_tensors(nets: Nets) -> dict[str, Tensor]:

@@ -91,8 +91,8 @@ def evaluate(
     - ``n_pairs``, ``n_subjects``, ``seed``, ``split``, ``size``, ``generator``, and ``about`` (command, checkpoint ...)
 
     Trivial answers are taken as swappers whose self-reconstruction is perfect, so copy-input scores a transfer of 0 and
-    the true render 1. Identity is compared with I^a, the very image that was swapped. KID compares the swaps of one
-    direction with the true renders of the other, so that no image meets its own answer.
+    the true render 1. Identity is compared with I^a, the very image that was swapped. KID compares every second pair
+    with the true renders of the other pairs, and the other way round, so that no image meets its own answer.
 
     Raises ``ValueError`` for a swapper in training mode, and where ``split`` does not hold so many pairs.
     """
@@ -195,17 +195,19 @@ class _Measured:
 
     def __init__(self, x: dict[str, Tensor], au_a: Tensor, au_b: Tensor, truth: Tensor, threshold: float) -> None:
         self.x, self.au_a, self.au_b, self.threshold = x, au_a, au_b, threshold
-        fake, real = x["features"].chunk(2), truth.chunk(2)[::-1]  # (n, D) twice; the other direction's true renders
-        self.kernels = [
-            (polynomial_kernel(f, f), polynomial_kernel(r, r), polynomial_kernel(f, r))
-            for f, r in zip(fake, real, strict=True)
-        ]
+        pair = torch.arange(len(truth)) % (len(truth) // 2)  # (2n,): swaps i and i + n are of one pair
+        self.halves = [torch.nonzero(pair % 2 == k)[:, 0] for k in (0, 1)]
+        self.kernels = []
+        for one, other in (self.halves, self.halves[::-1]):
+            fake, real = x["features"][one], truth[other]
+            self.kernels.append([polynomial_kernel(u, v) for u, v in ((fake, fake), (real, real), (fake, real))])
 
     def __call__(self, rows: Tensor) -> Tensor:
         x = {name: values[rows] for name, values in self.x.items() if name != "features"}
         au_a, au_b = self.au_a[rows], self.au_b[rows]  # (M, n_aus)
-        times = torch.bincount(rows, minlength=len(self.au_a)).chunk(2)  # how often each swap counts, by direction
-        distances = [mmd2(*k, w, v) for k, w, v in zip(self.kernels, times, times[::-1], strict=True)]
+        count = torch.bincount(rows, minlength=len(self.au_a))  # (2n,) how often each swap counts
+        times = [count[half] for half in self.halves]
+        distances = [mmd2(xx, yy, xy, *w) for (xx, yy, xy), w in zip(self.kernels, (times, times[::-1]), strict=True)]
         by_au = [icc31(x["au"], au_b), f1(x["au"], au_b), partial_correlation(x["au"], au_a, given=au_b)]
         total = [
             total_transfer_score(x["d_swap"], x["d_self"], x["d_truth"]),
@@ -262,7 +264,7 @@ def markdown_table(results: dict[str, Any]) -> str:
     """The rows of ``results`` as a Markdown table: values with 95 % intervals; leaks and command stand below it."""
 
     def cell(figure: dict[str, float | None], digits: int) -> str:
-        value, low, high = (None if x is None else f"{x:.{digits}f}" for x in figure.values())
+        value, low, high = (None if x is None else f"{round(x, digits) + 0.0:.{digits}f}" for x in figure.values())
         return "–" if value is None else value if low is None or high is None else f"{value} ({low} – {high})"
 
     lines = [

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -316,7 +316,7 @@ def save_judge(path: Path, judge: AUJudge | IdentityJudge) -> None:
     metadata = {"format": FORMAT, "kind": type(judge).__name__, "config": judge.config, **judge.metadata}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, {key: json.dumps(value) for key, value in metadata.items()})
+    part.write_bytes(serialize(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
     os.replace(part, path)
 
 

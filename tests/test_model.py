@@ -82,6 +82,34 @@ def test_f_f_has_unit_power_everywhere_and_noise_only_while_training(swapper: Sw
     assert 0.08 < noise.std() < 0.12
 
 
+def test_reading_expressions_does_not_see_brightness_and_contrast(swapper: Swapper) -> None:
+    image = torch.rand(1, 3, 32, 32) - 0.5
+    other = 0.7 * image + 0.2
+    assert_close(swapper.read_au(other)[0], swapper.read_au(image)[0], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(swapper.encode(other)[0], swapper.encode(image)[0], atol=1e-2)  # f_f does see it
+
+
+def test_an_image_of_one_colour_is_encoded_and_has_a_gradient(swapper: Swapper) -> None:
+    image = torch.full((1, 3, 32, 32), 0.3, requires_grad=True)
+    swapper.reconstruct(image).sum().backward()
+    assert image.grad is not None and image.grad.isfinite().all()
+    swapper.zero_grad()
+
+
+def test_after_the_warm_up_batch_norm_keeps_its_statistics() -> None:
+    swapper, image = Swapper(small()), torch.rand(4, 3, 32, 32)
+
+    def moves() -> bool:
+        before = [b.clone() for b in swapper.buffers()]
+        swapper.encode(image)
+        return any(not torch.equal(b, old) for b, old in zip(swapper.buffers(), before, strict=True))
+
+    assert moves()
+    swapper.warm = True
+    assert not swapper.train().eval().training and not moves()
+    assert swapper.train().training and not moves()
+
+
 # -- swapping and mixing -------------------------------------------------------------------------------------------
 
 

@@ -244,7 +244,7 @@ def leaks(
 
 
 def _number(x: float) -> float | None:
-    """JSON has no NaN and no infinity (a PSNR of equal images): None."""
+    """JSON has no NaN and no infinity: None."""
     return round(x, 6) if math.isfinite(x) else None
 
 

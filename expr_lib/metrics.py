@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,9 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from expr_lib.facs import PRESENT_AT
+
+ROUNDING_DB = 10 * math.log10(12 * 255**2)
+"""PSNR of rounding to 8 bits, 58.9 dB: a uniform error of one step has a mean square of 1/12."""
 
 
 def _known(*columns: Tensor) -> tuple[Tensor, ...]:
@@ -116,8 +120,12 @@ def ssim(image: Tensor, truth: Tensor) -> Tensor:
 
 
 def psnr(image: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, (B,); both (B, 3, S, S) in [-1, 1]. Equal images: infinity."""
-    return peak_signal_noise_ratio(image, truth, data_range=2.0, reduction="none", dim=(1, 2, 3))
+    """Peak signal-to-noise ratio ``10 log10(2^2 / mean square)`` of each image in dB, (B,); as in :func:`ssim`.
+
+    At most ``ROUNDING_DB``, the noise of 8-bit pixels themselves: equal images would make every mean infinite.
+    """
+    values = peak_signal_noise_ratio(image, truth, data_range=2.0, reduction="none", dim=(1, 2, 3))
+    return values.clamp(max=ROUNDING_DB)
 
 
 def identity_kept(cosine: Tensor, threshold: float) -> Tensor:

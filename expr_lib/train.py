@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
@@ -224,6 +226,13 @@ def descend(optimizer: torch.optim.Optimizer, loss: Any) -> None:
         raise FloatingPointError(f"loss is {loss.item()}")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    if dist.is_initialized():  # several processes: each has its own pairs, all take the same, averaged step
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        means = (flat / dist.get_world_size()).split([g.numel() for g in gradients])
+        for g, mean in zip(gradients, means, strict=True):
+            g.copy_(mean.view_as(g))
     optimizer.step()
 
 
@@ -330,16 +339,20 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
     config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
     if config.precision == "auto":
         config = replace(config, precision=best_precision(config.device))
+    rank = join_processes(config.device)
     learn, device = data.subset("train"), config.device
     nets = build_nets(config, learn)
     start = resume(nets, path) if path.exists() else 0
     subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(device)
     split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
     held_out = held_out_pairs(data, config.n_samples, config.seed, split=split)
-    feed = batches(learn, config.batch_size, seed=config.seed, device=device, first=start)
-    log, bar = Log(run / "log.csv", start), tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True)
+    feed = batches(learn, config.batch_size, seed=config.seed + rank, device=device, first=start)
+    log = Log(run / "log.csv", start) if rank == 0 else None
+    bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, disable=rank > 0)
 
     def save(step: int) -> None:
+        if rank > 0:
+            return
         about = checkpoint.describe(
             nets.ema, step=step, train={k: v for k, v in asdict(config).items() if k != "model"}, data=data.meta
         )
@@ -359,14 +372,14 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
                 raise FloatingPointError(f"step {step}: {error}; {last}") from None
             average(nets.ema, nets.swapper, config.ema, step)
             done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
+            if log and (done % config.log_every == 0 or done == config.steps):
                 values = {name: value.item() for name, value in loss.items()}
                 log.write(done, values)
                 rate = bar.format_dict["rate"] or 0
                 shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
                 bar.set_postfix_str(f"{rate * 2 * config.batch_size:.0f} images/s {shown}")
             bar.update()
-            if done % config.sample_every == 0 or done == config.steps:
+            if rank == 0 and (done % config.sample_every == 0 or done == config.steps):
                 sample(nets.ema, data, held_out, device, run / "samples" / f"{done:07d}.png")
             if done % config.save_every == 0 or done == config.steps or stop:
                 save(done)
@@ -376,6 +389,19 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
                     raise KeyboardInterrupt
                 raise SystemExit(128 + stop[0])
     return path
+
+
+def join_processes(device: str) -> int:
+    """Under `torchrun` one process of several: join the others -> rank, 0 for the one that writes. Alone: 0.
+
+    Every process starts from the same seed, sees pairs of its own and averages its gradients with the others' in
+    `descend`, so the batch is as many times larger.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+    return dist.get_rank()
 
 
 def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:

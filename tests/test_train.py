@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 
 from expr_lib import checkpoint, train
 from expr_lib.checkpoint import load_swapper
@@ -298,3 +299,19 @@ def test_a_truncated_checkpoint_is_not_resumed(tiny_faces: FaceData, tmp_path: P
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="truncated"):
         train.train(TINY, tiny_faces, tmp_path)
+
+
+def descend_as(rank: int, meeting: str, results) -> None:
+    """One of two processes: its own loss (rank + 1) * w, one plain gradient step."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    w = torch.nn.Parameter(torch.zeros(2))
+    train.descend(torch.optim.SGD([w], lr=1.0), (w * (rank + 1)).sum())
+    results[rank] = w.tolist()
+    dist.destroy_process_group()
+
+
+def test_two_processes_take_the_same_step_along_the_mean_gradient(tmp_path):
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(descend_as, (str(tmp_path / "meeting"), results), nprocs=2)
+        assert dict(results) == {0: [-1.5, -1.5], 1: [-1.5, -1.5]}  # gradients 1 and 2

@@ -188,6 +188,7 @@ class G(nn.Module):
         self.up4, self.block4 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
         self.up5, self.norm5 = nn.Conv2d(w // 2, w // 4, 3, padding=1), norm(w // 4)
         self.to_image = nn.Conv2d(w // 4, 3, 3, padding=1)
+        self.thumbnail = nn.Conv2d(c.c_f, 3, 1)  # colours straight from f_f: the rest need only draw what is finer
 
     def forward(self, f_f: Tensor, f_r: Tensor) -> Tensor:
         style = self.style(f_r.flatten(1))  # (B, n * d) -> (B, style)
@@ -198,7 +199,8 @@ class G(nn.Module):
         # nearest neighbour, then convolution: a transposed convolution would leave a checkerboard
         h = self.block4(self.up4(F.interpolate(h, scale_factor=2.0)), style)  # (B, w/2, S/2, S/2)
         h = self.up5(F.interpolate(h, scale_factor=2.0))  # (B, w/4, S, S)
-        return self.to_image(F.silu(self.norm5(h))).float().tanh()
+        thumbnail = F.interpolate(self.thumbnail(f_f), scale_factor=4.0, mode="bilinear")  # (B, 3, S, S)
+        return (self.to_image(F.silu(self.norm5(h))) + thumbnail).float().tanh()
 
 
 class DG(nn.Module):

@@ -42,16 +42,16 @@ class Weights:
     """Weight of each loss of the generator side. The sister code's are AU 1, adversary 1.2, cross-cycle 40, self 3."""
 
     au: float = 1.0  # real images: which AUs?
-    hide_au: float = 1.2  # f_f must not tell the AU classes
+    hide_au: float = 4.0  # f_f must not tell the AU classes
     hide_subject: float = 0.1  # f_r must not tell the subject
-    self_: float = 10.0  # self-reconstruction, L1
-    cycle: float = 10.0  # cross-cycle, L1
+    self_: float = 40.0  # self-reconstruction, L1
+    cycle: float = 20.0  # cross-cycle, L1
     realism: float = 1.0
     swap: float = 1.0  # swap consistency
-    guide: float = 4.0  # our AU branch, frozen, must read b's AUs from the swap
-    guide_d: float = 1.0  # so must the AU head of the image discriminator
+    guide: float = 6.0  # our AU branch, frozen, must read b's AUs from the swap
+    guide_d: float = 0.0  # so must the AU head of the image discriminator; off: without batch norm it stays blind
     agree_f: float = 0.5  # the swap keeps a's f_f
-    agree_r: float = 2.0  # the swap has b's f_r
+    agree_r: float = 3.0  # the swap has b's f_r
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class TrainConfig:
     warmup_steps: int = 2_000  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
     batch_size: int = 16  # pairs, so twice as many images
     warmup_lr: float = 2e-3  # of the AU branch alone, falling to lr
-    lr: float = 4e-4  # generator side
-    lr_d: float = 4e-4  # discriminators
+    lr: float = 8e-4  # generator side
+    lr_d: float = 3e-4  # discriminators
     feature_d_steps: int = 2  # updates of D_f and D_r for each step; they are tiny and must keep up with the encoder
     detach_f_r: bool = True  # reconstruction does not reach f_r, so identity cannot be smuggled into it
     consistency: Literal["self", "cycle"] = "self"  # "self-reconstructed" in swap consistency: G(f_f, f_r) or I-hat

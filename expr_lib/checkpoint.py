@@ -143,3 +143,9 @@ def load_swapper(
     swapper.au_names = found
     load_module("ema", swapper, tensors, path)
     return swapper.eval()
+
+
+def ship(source: str | Path, target: str | Path) -> None:
+    """Copy only what is needed at run time, the averaged (EMA) weights and the metadata, from a run's checkpoint."""
+    tensors, metadata = load(source)
+    save(target, {name: tensor for name, tensor in tensors.items() if name.startswith("ema.")}, metadata)

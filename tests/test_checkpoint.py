@@ -45,6 +45,15 @@ def test_metadata_comes_back(path: Path) -> None:
     assert about["metrics"] == {"au_icc": 0.5} and about["data"] == {"sha256": "abc"}
 
 
+def test_what_is_shipped_is_the_average_alone(swapper: Swapper, tmp_path: Path) -> None:
+    ema, learning = checkpoint.module_tensors("ema", swapper), {"swapper.x": torch.ones(2), "opt_G.0.step": torch.ones(1)}
+    checkpoint.save(tmp_path / "run", ema | learning, checkpoint.describe(swapper, step=3))
+    checkpoint.ship(tmp_path / "run", tmp_path / "shipped")
+    tensors, about = checkpoint.load(tmp_path / "shipped")
+    assert tensors.keys() == ema.keys() and about["step"] == 3
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in ema.items())
+
+
 def test_channels_last_weights_come_back(swapper: Swapper, tmp_path: Path) -> None:
     swapper.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint.save(tmp_path / "x", checkpoint.module_tensors("ema", swapper), checkpoint.describe(swapper))

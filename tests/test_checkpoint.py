@@ -46,7 +46,10 @@ def test_metadata_comes_back(path: Path) -> None:
 
 
 def test_what_is_shipped_is_the_average_alone(swapper: Swapper, tmp_path: Path) -> None:
-    ema, learning = checkpoint.module_tensors("ema", swapper), {"swapper.x": torch.ones(2), "opt_G.0.step": torch.ones(1)}
+    ema, learning = (
+        checkpoint.module_tensors("ema", swapper),
+        {"swapper.x": torch.ones(2), "opt_G.0.step": torch.ones(1)},
+    )
     checkpoint.save(tmp_path / "run", ema | learning, checkpoint.describe(swapper, step=3))
     checkpoint.ship(tmp_path / "run", tmp_path / "shipped")
     tensors, about = checkpoint.load(tmp_path / "shipped")

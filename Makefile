@@ -39,6 +39,7 @@ lab: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # One thread for each test process: two processes share two cores better than four threads do.

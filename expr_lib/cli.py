@@ -224,11 +224,29 @@ def evaluate(
     print(f"{markdown_table(results)}\n\n{out}")
 
 
+def ship(
+    source: Annotated[Positional[Path], arg(metavar="CHECKPOINT")] = Path("runs/swap/checkpoint.safetensors"),
+    out: Output = Path("build/swap.safetensors"),
+) -> None:
+    """Keep of a training checkpoint what a swap needs: the averaged weights, a tenth of the file.
+
+    Args:
+        source: checkpoint.safetensors of a training run.
+        out: file to write.
+    """
+    from expr_lib import checkpoint
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.ship(source, out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo, "swap held-out faces with the shipped weights; picture and numbers in build/demo"),
     "swap": (swap, "swap the expressions of two image files"),
     "faces": (faces_command, "render a data set of faces with known action units"),
     "train": (train_command, "train a swapper on a data set"),
+    "ship": (ship, "keep of a training checkpoint what a swap needs"),
     "judges": (judges_command, "train the judges that measure a swap"),
     "evaluate": (evaluate, "measure a swapper on held-out people"),
 }

@@ -41,6 +41,7 @@ def photos(tmp_path) -> tuple[str, str]:
 
 def fails(capsys, *arguments: str) -> str:
     """The one line on stderr of a command that must end with exit code 2."""
+    capsys.readouterr()  # what came before does not count
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
@@ -201,6 +202,11 @@ def test_faces_then_train(tmp_path, capsys):
     small = ["--batch-size", "2", "--n-samples", "2", "--model.width", "16", "--model.width-r", "16"]
     cli.main(["train", str(data), "--run", str(run), "--steps", "3", "--warmup-steps", "1", *small])
     assert checkpoint.load(run / "checkpoint.safetensors")[1]["step"] == 3
+    shipped = tmp_path / "new" / "swap.safetensors"
+    cli.main(["ship", str(run / "checkpoint.safetensors"), "-o", str(shipped)])
+    assert checkpoint.load_swapper(shipped).config.size == 32
+    assert shipped.stat().st_size < (run / "checkpoint.safetensors").stat().st_size / 3
+    assert "not found" in fails(capsys, "ship", str(tmp_path / "nothing.safetensors"))
 
 
 def test_wrong_numbers_are_refused(tmp_path, capsys):

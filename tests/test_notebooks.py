@@ -118,7 +118,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def jupyter_leaves_the_home_folder_alone(monkeypatch, tmp_path):
+def as_in_jupyterlab(monkeypatch, tmp_path):
+    """Figures go into the notebook, whatever the tests draw with, and nothing is written to the home folder."""
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
 

@@ -141,12 +141,14 @@ def compare(
     with style():
         axes = axes or plt.subplots(figsize=(8, 0.55 * len(values) + 1.2))[1]
         names, numbers = list(values), np.array(list(values.values()), float)
-        bars = axes.barh(names, numbers, height=0.62, color=[COLORS["blue"]] + ["#b9b9b9"] * (len(names) - 1))
+        axes.barh(names, numbers, height=0.62, color=[COLORS["blue"]] + ["#b9b9b9"] * (len(names) - 1))
         for name, (low, high) in (intervals or {}).items():
             axes.plot([low, high], [name, name], color=INK, linewidth=2)
-        axes.bar_label(bars, [f"{n:.2f}" for n in numbers], padding=6)
+        for name, number in zip(names, numbers, strict=True):  # right of bar and whisker, but inside the axes
+            right = min(max(number, *(intervals or {}).get(name, (number,)), limits[0]), limits[1])
+            axes.annotate(f"{number:.2f}", (right, name), (6, 0), textcoords="offset points", va="center")
         axes.set(xlim=limits, xlabel=label, title=title)
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.5, -0.5)  # the first on top
         axes.grid(axis="y", visible=False)
     return axes
 

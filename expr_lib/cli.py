@@ -30,7 +30,7 @@ Output = Annotated[Path, arg(aliases=["-o"])]
 Checkpoint = Annotated[Path, arg(help_behavior_hint="(default: the shipped ones)")]
 
 
-def demo(out: Output = Path("build/demo"), pairs: int = 64, checkpoint: Checkpoint = SHIPPED) -> None:
+def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoint = SHIPPED) -> None:
     """Swap the expressions of faces that training never saw, and measure it against the true answer.
 
     Args:

@@ -38,6 +38,7 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
         pairs: how many pairs to measure; the first eight are in the picture.
         checkpoint: weights of the swapper (.safetensors).
     """
+    began = time.perf_counter()
     import matplotlib
 
     matplotlib.use("Agg")
@@ -48,7 +49,6 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     from expr_lib.faces.render import load_renderer
     from expr_lib.swap import load, swap_images
 
-    began = time.perf_counter()
     swapper, judges, renderer = load(checkpoint), _judges(checkpoint), load_renderer()
     plan = _held_out_faces(swapper.config.size)
     results = evaluate(

@@ -223,8 +223,6 @@ def test_wrong_numbers_are_refused(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, str]:
     """`expr-lib demo` with the shipped weights, as a user runs it: its folder and what it printed."""
-    if not cli.SHIPPED.exists():
-        pytest.skip("the shipped weights are still in training")
     out = tmp_path_factory.mktemp("demo")
     command = [Path(sys.executable).with_name("expr-lib"), "demo", "-o", out, "--pairs", "24"]
     environment = {**os.environ, "MPLBACKEND": "Agg"}
@@ -244,7 +242,6 @@ def test_the_demo_says_how_it_compares_with_doing_nothing(demo):
     assert str(out / "swap.png") in printed and str(out / "metrics.json") in printed
 
 
-@pytest.mark.skipif(not cli.SHIPPED.exists(), reason="the shipped weights are still in training")
 def test_the_shipped_weights_beat_doing_nothing():
     """On the 500 pairs of the README's table: the demo's 24 are too few for an interval to stay above 0."""
     results = Path(__file__).parents[1] / "benchmarks" / "results" / "swap-64.json"

@@ -186,8 +186,7 @@ class G(nn.Module):
         self.gate, self.paint = nn.Conv2d(w, c.n_aus, 3, padding=1), nn.Parameter(torch.randn(c.n_aus, c.d, w) * 0.1)
         self.block2, self.block3 = Block(w, style), Block(w, style)
         self.up4, self.block4 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
-        self.up5, self.norm5 = nn.Conv2d(w // 2, w // 4, 3, padding=1), norm(w // 4)
-        self.to_image = nn.Conv2d(w // 4, 3, 3, padding=1)
+        self.norm5, self.to_image = norm(w // 2), nn.Conv2d(w // 2, 12, 3, padding=1)
         self.thumbnail = nn.Conv2d(c.c_f, 3, 1)  # colours straight from f_f: the rest need only draw what is finer
 
     def forward(self, f_f: Tensor, f_r: Tensor) -> Tensor:
@@ -198,9 +197,9 @@ class G(nn.Module):
         h = self.block3(self.block2(h, style), style)
         # nearest neighbour, then convolution: a transposed convolution would leave a checkerboard
         h = self.block4(self.up4(F.interpolate(h, scale_factor=2.0)), style)  # (B, w/2, S/2, S/2)
-        h = self.up5(F.interpolate(h, scale_factor=2.0))  # (B, w/4, S, S)
+        fine = F.pixel_shuffle(self.to_image(F.silu(self.norm5(h))), 2)  # (B, 12, S/2, S/2) -> (B, 3, S, S), as E began
         thumbnail = F.interpolate(self.thumbnail(f_f), scale_factor=4.0, mode="bilinear")  # (B, 3, S, S)
-        return (self.to_image(F.silu(self.norm5(h))) + thumbnail).float().tanh()
+        return (fine + thumbnail).float().tanh()
 
 
 class DG(nn.Module):
@@ -303,18 +302,17 @@ class D_r(nn.Module):
 
 
 class D(nn.Module):
-    """Image discriminator: one trunk (spectral norm keeps it calm), three heads.
+    """Image discriminator: one trunk (spectral norm keeps it calm), two heads.
 
     image (B, 3, S, S), the AUs it should show (B, n) in [0, 5] ->
     `realism` (B, 1, S/8, S/8): real or synthesized?  `swap` (B, 1, S/8, S/8): self-reconstructed or swapped?
-    `au` logits (B, n): what does it show? Trained on real images only.
-    With `conditional`, the first two add <features, embed(au)> at every place (projection discriminator, Miyato &
-    Koyama, ICLR 2018), so that a face that ignores the other's expression is not "real".
+    With `conditional` both add <features, embed(au)> at every place (projection discriminator, Miyato & Koyama, ICLR
+    2018), so that a face that ignores the other's expression is not "real".
     """
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        w, side = c.width_d, min(4, c.size // 16)
+        w = c.width_d
         self.trunk = nn.Sequential(
             spectral_norm(nn.Conv2d(3, w, 4, 2, 1)), nn.LeakyReLU(0.2),  # (B, w, S/2, S/2)
             spectral_norm(nn.Conv2d(w, 2 * w, 4, 2, 1)), nn.LeakyReLU(0.2),  # (B, 2w, S/4, S/4)
@@ -323,16 +321,11 @@ class D(nn.Module):
         )  # fmt: skip
         self.score = nn.Conv2d(4 * w, 2, 1)
         self.embed = nn.Linear(c.n_aus, 2 * 4 * w, bias=False) if c.conditional else None
-        self.au = nn.Sequential(
-            nn.Conv2d(4 * w, 4 * w, 3, 2, 1), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(side), nn.Flatten(),
-            nn.Linear(4 * w * side**2, 4 * w), nn.LeakyReLU(0.2), nn.Linear(4 * w, c.n_aus),
-        )  # fmt: skip
 
-    def forward(self, image: Tensor, au: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, au: Tensor) -> tuple[Tensor, Tensor]:
         h = self.trunk(image)  # (B, 4w, S/8, S/8)
         score = self.score(h).float()  # (B, 2, S/8, S/8)
         if self.embed is not None:
             embed = self.embed(au.nan_to_num() / MAX_INTENSITY).unflatten(1, (2, -1))  # (B, 2, 4w)
             score = score + torch.einsum("bkc,bcyx->bkyx", embed, h.to(embed.dtype)).float()
-        realism, swap = score.chunk(2, 1)
-        return realism, swap, self.au(h).float()
+        return score.chunk(2, 1)  # type: ignore[return-value]

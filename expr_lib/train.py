@@ -41,7 +41,7 @@ from expr_lib.model import ModelConfig, Swapper, au_classes
 class Weights:
     """Weight of each loss of the generator side. The sister code's are AU 1, adversary 1.2, cross-cycle 40, self 3."""
 
-    au: float = 1.0  # real images: which AUs?
+    au: float = 10.0  # real images: which AUs?
     hide_au: float = 4.0  # f_f must not tell the AU classes
     hide_subject: float = 0.1  # f_r must not tell the subject
     self_: float = 40.0  # self-reconstruction, L1
@@ -49,7 +49,6 @@ class Weights:
     realism: float = 1.0
     swap: float = 1.0  # swap consistency
     guide: float = 6.0  # our AU branch, frozen, must read b's AUs from the swap
-    guide_d: float = 0.0  # so must the AU head of the image discriminator; off: without batch norm it stays blind
     agree_f: float = 0.5  # the swap keeps a's f_f
     agree_r: float = 3.0  # the swap has b's f_r
 
@@ -59,11 +58,13 @@ class TrainConfig:
     """Everything that defines a run."""
 
     steps: int = 20_000  # optimizer steps in total, the warm-up included
-    warmup_steps: int = 2_000  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
-    batch_size: int = 16  # pairs, so twice as many images
+    warmup_steps: int = 1_500  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
+    warmup_batch_size: int = 16  # pairs, so twice as many images; batch norm needs many
+    batch_size: int = 8  # pairs
     warmup_lr: float = 2e-3  # of the AU branch alone, falling to lr
     lr: float = 8e-4  # generator side
     lr_d: float = 3e-4  # discriminators
+    cooldown: float = 0.3  # share of the steps over which all learning rates fall to 0 at the end
     feature_d_steps: int = 2  # updates of D_f and D_r for each step; they are tiny and must keep up with the encoder
     detach_f_r: bool = True  # reconstruction does not reach f_r, so identity cannot be smuggled into it
     consistency: Literal["self", "cycle"] = "self"  # "self-reconstructed" in swap consistency: G(f_f, f_r) or I-hat
@@ -144,11 +145,10 @@ def update_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
     reference = (out.self_ if c.consistency == "self" else out.cycle).detach()
     images = torch.cat([batch.x, reference, out.swap.detach()])
     with autocast(c):
-        realism, swap, au = nets.D(images, torch.cat([batch.au, batch.au, partner(batch.au)]))
+        realism, swap = nets.D(images, torch.cat([batch.au, batch.au, partner(batch.au)]))
     loss = {
         "D_realism": tell_images(realism[:n], realism[2 * n :]),
         "D_swap": tell_images(swap[n : 2 * n], swap[2 * n :]),
-        "D_au": au_loss(au[:n], batch.au, nets.au_weight),  # real images only
     }
     descend(nets.opt_D, sum(loss.values()))
     for _ in range(c.feature_d_steps):
@@ -178,11 +178,10 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
         loss["self_"] = reconstruction_loss(out.self_, x)
         loss["cycle"] = reconstruction_loss(out.cycle, x)
         with frozen(nets.D):
-            realism, swap, logit = nets.D(out.swap, au_b)
+            realism, swap = nets.D(out.swap, au_b)
         loss["realism"] = fool(realism)
         loss["swap"] = fool(swap)
-        # the swap shows the AUs of b: its judges are frozen, and blurred by chance, or it would learn to please them
-        loss["guide_d"] = au_loss(logit, au_b, nets.au_weight)
+        # the swap shows the AUs of b: its reader is frozen, and sees it augmented, or G would learn to please it
         with frozen(swapper):
             f_r_swap, logit = swapper.read_au(augment(out.swap))
         loss["guide"] = au_loss(logit, au_b, nets.au_weight)
@@ -198,27 +197,39 @@ def train_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
     if not nets.swapper.warm:
         nets.swapper.warm = True
         nets.swapper.train()
-        for group in nets.opt_G.param_groups:
-            group["lr"] = c.lr
+        average_processes([b for b in nets.swapper.buffers() if b.is_floating_point()])  # batch norm's statistics
     with autocast(c):
         out = both_passes(nets.swapper, batch.x, c.detach_f_r)
     return update_D(nets, batch, out, c) | update_G(nets, batch, out, c)
 
 
 def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[str, Tensor]:
-    """One step of the AU branch, and of the AU head of D, on real images alone; `done` is the share of the warm-up.
+    """One step of the AU branch alone, on real images; `done` is the share of the warm-up that is over.
 
     Augmentation grows over the first half: in full from the start, the branch sees nothing for long.
     """
-    for group in nets.opt_G.param_groups:
-        group["lr"] = (c.lr + (c.warmup_lr - c.lr) * (1 - done)) * min(1.0, 50 * done + 0.02)
-    x = augment(batch.x, min(1.0, 2 * done))
     with autocast(c):
-        logit, (_, _, logit_d) = nets.swapper.read_au(x)[1], nets.D(x, batch.au)
-    loss = {"au": au_loss(logit, batch.au, nets.au_weight), "D_au": au_loss(logit_d, batch.au, nets.au_weight)}
+        _, logit = nets.swapper.read_au(augment(batch.x, min(1.0, 2 * done)))
+    loss = {"au": au_loss(logit, batch.au, nets.au_weight)}
     descend(nets.opt_G, loss["au"])
-    descend(nets.opt_D, loss["D_au"])
     return loss
+
+
+def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
+    """High while the AU branch warms up alone, then level, and over the last `cooldown` of all steps down to 0.
+
+    The whole method starts gently: Adam knows E from the small gradients of the AU branch alone, and would answer the
+    first, far larger ones of the reconstruction with steps that end what the branch has learnt.
+    """
+    lr, fall = c.lr, min(1.0, (c.steps - step) / max(1.0, c.cooldown * c.steps))
+    if step < c.warmup_steps:
+        done = step / c.warmup_steps
+        lr = (c.lr + (c.warmup_lr - c.lr) * (1 - done)) * min(1.0, 50 * done + 0.02)
+    elif c.warmup_steps:
+        lr *= min(1.0, (1 + step - c.warmup_steps) / 300)
+    for optimizer, rate in ((nets.opt_G, lr), (nets.opt_D, c.lr_d), (nets.opt_f, c.lr_d)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * fall
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Any) -> None:
@@ -226,14 +237,18 @@ def descend(optimizer: torch.optim.Optimizer, loss: Any) -> None:
         raise FloatingPointError(f"loss is {loss.item()}")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    if dist.is_initialized():  # several processes: each has its own pairs, all take the same, averaged step
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        means = (flat / dist.get_world_size()).split([g.numel() for g in gradients])
-        for g, mean in zip(gradients, means, strict=True):
-            g.copy_(mean.view_as(g))
+    average_processes([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
     optimizer.step()
+
+
+def average_processes(tensors: list[Tensor]) -> None:
+    """Several processes: each has its own pairs, all take the same, averaged step."""
+    if dist.is_initialized():
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        means = (flat / dist.get_world_size()).split([t.numel() for t in tensors])
+        for t, mean in zip(tensors, means, strict=True):
+            t.copy_(mean.view_as(t))
 
 
 @contextmanager
@@ -279,10 +294,10 @@ def autocast(c: TrainConfig) -> torch.autocast:
 
 
 def best_precision(device: str) -> Literal["bf16", "fp32"]:
-    """bf16 on a GPU that has it and on a CPU with matrix tiles (AMX); without those it is slower than fp32."""
+    """bf16 where the hardware multiplies it: on most GPUs, on CPUs with AVX512-BF16 or AMX. Elsewhere it is slower."""
     if torch.device(device).type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if device == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 # ----------------------------------------------------------------------------------------------------------- the loop
@@ -346,7 +361,6 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
     subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(device)
     split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
     held_out = held_out_pairs(data, config.n_samples, config.seed, split=split)
-    feed = batches(learn, config.batch_size, seed=config.seed + rank, device=device, first=start)
     log = Log(run / "log.csv", start) if rank == 0 else None
     bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, disable=rank > 0)
 
@@ -360,8 +374,12 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
 
     with stop_signals() as stop, bar:
         for step in range(start, config.steps):
+            if step in (start, config.warmup_steps):
+                n = config.warmup_batch_size if step < config.warmup_steps else config.batch_size
+                pairs = batches(learn, n, seed=config.seed + rank, device=device, first=step)
             torch.manual_seed(config.seed * 1_000_003 + step)  # all chance in a step depends on the step alone
-            batch = batch_of(next(feed), subjects, config)
+            batch = batch_of(next(pairs), subjects, config)
+            set_learning_rates(nets, config, step)
             try:
                 if step < config.warmup_steps:
                     loss = warmup_step(nets, batch, config, step / config.warmup_steps)
@@ -377,7 +395,7 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
                 log.write(done, values)
                 rate = bar.format_dict["rate"] or 0
                 shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
-                bar.set_postfix_str(f"{rate * 2 * config.batch_size:.0f} images/s {shown}")
+                bar.set_postfix_str(f"{rate * 2 * n:.0f} images/s {shown}")
             bar.update()
             if rank == 0 and (done % config.sample_every == 0 or done == config.steps):
                 sample(nets.ema, data, held_out, device, run / "samples" / f"{done:07d}.png")
@@ -456,7 +474,7 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        self.columns = ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_au", "D_f", "D_r"]
+        self.columns = ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_f", "D_r"]
         rows = list(csv.DictReader(path.open())) if path.exists() else []
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")

@@ -17,7 +17,7 @@ from expr_lib.faces.sample import Subjects, Views
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 
 CAMERA_DISTANCE = 1.1  # metres from the middle of the head
-FIELD = 0.280  # metres that the image spans at that distance, at zoom 1
+FIELD = 0.218  # metres that the image spans at that distance, at zoom 1
 CENTRE_HEIGHT = 0.010  # metres: the image is centred a little below the eyes
 GAMMA = 2.2
 

@@ -18,7 +18,7 @@ from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 if TYPE_CHECKING:
     from expr_lib.faces.render import Renderer
 
-VERSION = "1"
+VERSION = "2"
 """Version of the generator: it changes whenever the same seed gives other pixels."""
 
 N_IDENTITY = 80
@@ -69,7 +69,7 @@ class Views(TensorBatch):
     yaw: Tensor  # (n,) positive = subject's face turns to its left
     pitch: Tensor  # (n,) positive = chin up
     roll: Tensor  # (n,)
-    zoom: Tensor  # (n,) 1 = the head fills about two thirds of the width
+    zoom: Tensor  # (n,) 1 = the face fills about two thirds of the width
     shift: Tensor  # (n, 2) of the image width
     gaze: Tensor  # (n, 2) degrees relative to the head: left, up
     light: Tensor  # (n, 3) unit vector towards the key light

@@ -67,8 +67,8 @@ def test_shapes_and_ranges(size: int) -> None:
     assert level.shape == (2, 5) and level.min() >= 0 and level.max() <= 5
     assert D_f(c)(f_f).shape == (2, 5, 4)
     assert D_r(c, 7)(f_r).shape == (2, 1, 7)
-    realism, swap, au = D(c)(image, torch.zeros(2, 5))
-    assert realism.shape == swap.shape == (2, 1, size // 8, size // 8) and au.shape == (2, 5)
+    realism, swap = D(c)(image, torch.zeros(2, 5))
+    assert realism.shape == swap.shape == (2, 1, size // 8, size // 8)
 
 
 def test_f_f_has_unit_power_everywhere_and_noise_only_while_training(swapper: Swapper) -> None:

@@ -1,0 +1,230 @@
+"""Photographs: find the face, turn and scale it into the frame of the rendered faces, and paste a face back.
+
+Needs the extra ``photographs`` (dlib and its model of 68 landmarks) only to find faces; with landmarks from elsewhere
+all the rest works without. The model was trained on 300-W, whose licence excludes commercial use.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+CANONICAL = np.array([[0.3467, 0.3769], [0.6533, 0.3769], [0.3763, 0.7422], [0.6237, 0.7422]])
+"""Eyes and mouth corners of the mean rendered head, seen from the front, in shares of the image; image left first."""
+NOSE_DEPTH = 0.75
+"""How far the tip of the nose stands out from between the eyes, in distances between the eyes: of the same head."""
+MAX_YAW = 40.0
+"""Degrees; a head turned further is a profile. The rendered heads turn by up to 32."""
+CERTAIN = 0.3
+"""Score of dlib's detector below which a find does not count; at its own 0 it takes a badge on a suit for a face."""
+FACE = ((0.5, 0.56), (0.40, 0.42))
+"""Centre and half axes of the ellipse that is pasted back, in shares of the aligned image."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A face cut out of a photograph, and the way back."""
+
+    face: np.ndarray  # (S, S, 3) uint8
+    points: np.ndarray  # (68, 2) landmarks in pixels of the photograph
+    matrix: np.ndarray  # (2, 3) pixels of the photograph -> shares of the face image
+
+
+def align(photo: np.ndarray, size: int, *, largest: bool = False) -> Aligned:
+    """Find the face in a photograph (H, W, 3) uint8 and cut it out, ``size`` pixels a side.
+
+    Of several faces the largest is taken where it has four times the area of the next one, or with ``largest``.
+    Raises ``ImportError`` without the extra ``photographs``, ``ValueError`` where there is no face, there are several,
+    or it is a profile.
+    """
+    found = find_faces(photo)
+    if not found:
+        raise ValueError("found no face; expected one seen from the front, upright, at least 40 pixels wide")
+    area = [float(np.ptp(points, axis=0).prod()) for points in found]
+    order = np.argsort(area)[::-1]
+    if len(found) > 1 and not largest and area[order[0]] < 4 * area[order[1]]:
+        raise ValueError(f"found {len(found)} faces, expected one: crop the photograph, or ask for the largest")
+    return cut_out(photo, found[order[0]], size)
+
+
+def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
+    """The face with these landmarks (68, 2), ``size`` pixels a side; ``ValueError`` for a profile."""
+    points = np.asarray(points, np.float64)
+    if points.shape != (68, 2) or not np.isfinite(points).all():
+        raise ValueError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
+    if abs(turned := yaw(points)) > MAX_YAW:
+        raise ValueError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
+    matrix = similarity(anchors(points))
+    return Aligned(crop(photo, matrix, size), points, matrix)
+
+
+def find_faces(photo: np.ndarray) -> list[np.ndarray]:
+    """68 landmarks (68, 2) of each upright face in (H, W, 3) uint8; large photographs are searched at 1200 pixels."""
+    detect, predict = _models()
+    scale = min(1.0, 1200 / max(photo.shape[:2]))
+    size = (round(photo.shape[1] * scale), round(photo.shape[0] * scale))
+    small = np.array(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)) if scale < 1 else photo
+    boxes, *_ = detect.run(small, 1, CERTAIN)  # 1: doubled first, for faces of 40 pixels
+    shapes = [predict(small, box) for box in boxes]
+    return [np.array([[p.x, p.y] for p in shape.parts()], np.float64) / scale for shape in shapes]
+
+
+@cache
+def _models() -> tuple[Any, Any]:
+    # the package of the landmark model is never imported: importing it fails with new setuptools
+    package = importlib.util.find_spec("face_recognition_models")
+    if package is None or package.origin is None or importlib.util.find_spec("dlib") is None:
+        raise ImportError('finding faces needs dlib: pip install -c constraints.txt -e ".[photographs]"')
+    import dlib
+
+    path = Path(package.origin).parent / "models" / "shape_predictor_68_face_landmarks.dat"
+    return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(path))
+
+
+# -- geometry ------------------------------------------------------------------------------------------------------
+
+
+def anchors(points: np.ndarray) -> np.ndarray:
+    """68 landmarks -> the four points (4, 2) that are aligned: two eyes, two mouth corners, image left first."""
+    return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[48], points[54]])
+
+
+def yaw(points: np.ndarray) -> float:
+    """How far the head is turned, in degrees, from where the nose is between the eyes; > 0 towards image right."""
+    left, right = points[36:42].mean(0), points[42:48].mean(0)
+    across, distance = right - left, np.linalg.norm(right - left)
+    if distance < 1:
+        return 90.0
+    aside = (points[30] - (left + right) / 2) @ across / distance**2  # in distances between the eyes
+    return float(np.degrees(np.arctan(aside / NOSE_DEPTH)))
+
+
+def similarity(four: np.ndarray) -> np.ndarray:
+    """Least squares turn, scale and shift (2, 3) that carries four points (4, 2) onto ``CANONICAL``.
+
+    Source: Umeyama, *Least-squares estimation of transformation parameters*, TPAMI 1991, in complex numbers.
+    """
+    z, w = (p[:, 0] + 1j * p[:, 1] for p in (np.asarray(four, np.float64), CANONICAL))
+    dz, dw = z - z.mean(), w - w.mean()
+    turn = (dz.conj() @ dw) / (dz.conj() @ dz).real  # scale and angle in one
+    shift = w.mean() - turn * z.mean()
+    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+
+
+def crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    """Look at a photograph (H, W, 3) through the frame of ``matrix`` -> (size, size, 3), without aliasing.
+
+    Beyond the photograph its edge goes on.
+    """
+    scale = float(np.hypot(matrix[0, 0], matrix[1, 0])) * size  # pixels of the crop for each pixel of the photograph
+    back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+    corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]]) @ back.T  # (4, 2) in the photograph
+    low, high = np.floor(corners.min(0)).astype(int) - 2, np.ceil(corners.max(0)).astype(int) + 3
+    height, width = photo.shape[:2]
+    rows, columns = np.arange(low[1], high[1]).clip(0, height - 1), np.arange(low[0], high[0]).clip(0, width - 1)
+    part = Image.fromarray(photo[rows[:, None], columns])
+    if scale < 1:  # first smaller, averaging; then turned
+        part = part.resize(
+            (max(1, round(part.width * scale)), max(1, round(part.height * scale))), Image.Resampling.LANCZOS
+        )
+    stretch = np.array([part.width / len(columns), part.height / len(rows)])
+    # pixel of the crop -> share -> photograph -> part; Pillow asks at the middle of each pixel
+    map_ = np.hstack([back[:, :2] / size, back[:, 2:]])
+    map_[:, 2] -= low
+    map_ *= stretch[:, None]
+    turned = part.transform((size, size), Image.Transform.AFFINE, map_.flatten().tolist(), Image.Resampling.BICUBIC)
+    return np.array(turned)
+
+
+def face_mask(size: int) -> np.ndarray:
+    """(size, size) in [0, 1]: 1 on the face, falling softly to 0 at the ellipse ``FACE``."""
+    place = (np.arange(size) + 0.5) / size
+    (x, y), (a, b) = FACE
+    radius = np.hypot((place[None] - x) / a, (place[:, None] - y) / b)
+    t = ((1 - radius) / 0.25).clip(0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def match_color(face: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Give a face the mean and spread of each colour channel of ``like``, inside the mask; both (S, S, 3) uint8."""
+    weight = face_mask(len(face))[..., None]
+    weight = weight / weight.sum()
+
+    def moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean = (weight * image).sum((0, 1))
+        return mean, np.sqrt((weight * (image - mean) ** 2).sum((0, 1)))
+
+    (mean, spread), (goal, goal_spread) = moments(face.astype(float)), moments(like.astype(float))
+    matched = (face - mean) * (goal_spread / spread.clip(1)).clip(0.5, 2) + goal
+    return matched.round().clip(0, 255).astype(np.uint8)
+
+
+def paste(photo: np.ndarray, face: np.ndarray, aligned: Aligned) -> np.ndarray:
+    """Put a face (S, S, 3), such as a swap of ``aligned.face``, back into the photograph, colours matched -> (H, W, 3).
+
+    Only the ellipse ``FACE`` changes, with a soft edge; every other pixel stays as it is.
+    """
+    size = len(face)
+    face = match_color(face, aligned.face if len(aligned.face) == size else crop(photo, aligned.matrix, size))
+    height, width = photo.shape[:2]
+    to_face = (aligned.matrix * size).flatten().tolist()
+    shrinks = float(np.hypot(aligned.matrix[0, 0], aligned.matrix[1, 0])) * size
+    picture = Image.fromarray(face)
+    if shrinks > 1:  # the face has more pixels than its place in the photograph
+        picture = picture.filter(ImageFilter.GaussianBlur(0.5 * (shrinks - 1)))
+    affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
+    layer = np.array(picture.transform((width, height), affine, to_face, bicubic), float)
+    mask = Image.fromarray((face_mask(size) * 255).round().astype(np.uint8))
+    weight = (
+        np.array(mask.transform((width, height), affine, to_face, Image.Resampling.BILINEAR), float)[..., None] / 255
+    )
+    return (photo * (1 - weight) + layer * weight).round().astype(np.uint8)
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def contact_sheet(rows: list[tuple[str, np.ndarray | None, Aligned | str]], height: int = 220) -> np.ndarray:
+    """What was done, one line for each photograph: name, photo (or None), and what was cut out or why nothing was.
+
+    Returns (H, W, 3) uint8: the photograph with its landmarks and the frame of the cut, the cut, and the text.
+    """
+    pad, text_width = 12, 420
+    sheet = Image.new("RGB", (2 * height + text_width + 4 * pad, len(rows) * (height + pad) + pad), "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, (name, photo, result) in enumerate(rows):
+        top, x = pad + k * (height + pad), pad
+        if photo is not None:
+            scale = height / max(photo.shape[:2])
+            small = Image.fromarray(photo).resize(
+                (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))), Image.Resampling.LANCZOS
+            )
+            sheet.paste(small, (x, top))
+            if isinstance(result, Aligned):
+                back = np.linalg.inv(np.vstack([result.matrix, [0, 0, 1]]))[:2]
+                frame = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]]) @ back.T
+                draw.line([tuple(p) for p in frame * scale + (x, top)], fill="#56B4E9", width=2)
+                for px, py in result.points * scale + (x, top):
+                    draw.ellipse((px - 1.5, py - 1.5, px + 1.5, py + 1.5), fill="#E69F00")
+        x += height + pad
+        if isinstance(result, Aligned):
+            sheet.paste(Image.fromarray(result.face).resize((height, height), Image.Resampling.BICUBIC), (x, top))
+        x += height + pad
+        text = name if isinstance(result, Aligned) else f"{name}\n\nleft out:\n{_wrapped(result, 46)}"
+        draw.multiline_text((x, top + 4), text, fill="#222222", font_size=17, spacing=6)
+    return np.array(sheet)
+
+
+def _wrapped(text: str, width: int) -> str:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)

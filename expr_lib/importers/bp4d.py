@@ -1,0 +1,84 @@
+"""BP4D and BP4D+: spontaneous expressions; presence of AUs for coded frames, intensities for a few of the AUs.
+
+Source of the format: Zhang et al., *BP4D-Spontaneous*, Image and Vision Computing 32(10), 2014; Zhang et al.,
+*Multimodal Spontaneous Emotion Corpus for Human Behavior Analysis* (BP4D+), CVPR 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from expr_lib.importers.source import PRESENT, UNKNOWN, Face, Report, Tree, au_name, intensity
+
+CODE_UNKNOWN = "9"
+
+
+def faces(tree: Tree, report: Report) -> Iterator[Face]:
+    """``AU_OCC/F001_T1.csv`` (0, 1, 9 = unknown), ``AU_INT/AU06/F001_T1_AU06.csv`` (0 to 5, 9); ``F001/T1/0001.jpg``.
+
+    An AU with an intensity file has that intensity. Otherwise present is ``PRESENT``, absent 0, unknown NaN.
+    """
+    frames: dict[tuple[str, str], dict[int, str]] = {}
+    for rel, match in tree.matching(r"([fm]\d{3})/(t\d+)/0*(\d+)\.(?:jpe?g|png|bmp)"):
+        first = frames.setdefault((match[1].upper(), match[2].upper()), {}).setdefault(int(match[3]), rel)
+        if first != rel:
+            report.left_out("second image of a frame", rel, 0, f"first is {first}")
+    graded: dict[tuple[str, str], dict[str, str]] = {}
+    for rel, match in tree.matching(r"([fm]\d{3})_(t\d+)_au(\d+)\.csv"):
+        graded.setdefault((match[1].upper(), match[2].upper()), {})[au_name(match[3]) or ""] = rel
+    for file, match in tree.matching(r"([fm]\d{3})_(t\d+)\.csv"):
+        film = (match[1].upper(), match[2].upper())
+        strength = {name: intensities(tree, rel, name, report) for name, rel in graded.get(film, {}).items()}
+        rows = tree.rows(file)
+        _, header = next(rows, (1, []))
+        names = [au_name(cell) for cell in header[1:]]
+        if not names or None in names:
+            odd = header[1:][names.index(None)] if None in names else ""
+            report.left_out("label file without AU numbers in line 1", file, 1, f"found {odd!r}")
+            continue
+        seen: dict[int, int] = {}
+        for line, row in rows:
+            if len(row) != len(header) or not row[0].isdigit():
+                report.left_out("line of another length than the header", file, line, ",".join(row)[:40])
+                continue
+            frame = int(row[0])
+            if frame in seen:
+                report.left_out("second label of a frame", file, line, f"frame {frame}: first in line {seen[frame]}")
+                continue
+            seen[frame] = line
+            image = frames.get(film, {}).get(frame)
+            if image is None:
+                report.left_out("label without an image", file, line, f"frame {frame} of {film[0]} {film[1]}")
+                continue
+            au = {
+                name: presence(cell, name, report, file, line)
+                for name, cell in zip(names, row[1:], strict=True)
+                if name
+            }
+            for name, by_frame in strength.items():
+                au[name] = by_frame.get(frame, UNKNOWN)
+                if frame not in by_frame:
+                    report.missing(
+                        "frame that an intensity file lacks", graded[film][name], 0, f"frame {frame}: {name}"
+                    )
+            yield Face(image, film[0], au, (file, line))
+
+
+def presence(cell: str, name: str, report: Report, file: str, line: int) -> float:
+    """0 -> 0, 1 -> ``PRESENT``, 9 -> NaN; anything else is NaN and a line in the report."""
+    known = {"0": 0.0, "1": PRESENT, CODE_UNKNOWN: UNKNOWN, "": UNKNOWN}
+    if cell not in known:
+        report.missing("label that is no code", file, line, f"{name}: found {cell!r}, expected 0, 1 or 9")
+    return known.get(cell, UNKNOWN)
+
+
+def intensities(tree: Tree, file: str, name: str, report: Report) -> dict[int, float]:
+    """Lines ``frame,intensity`` -> intensity by frame."""
+    found: dict[int, float] = {}
+    for line, row in tree.rows(file):
+        if len(row) != 2 or not row[0].isdigit():
+            if line > 1:  # some copies have a header
+                report.left_out("line that is not frame,intensity", file, line, ",".join(row)[:40])
+        else:
+            found[int(row[0])] = intensity(row[1], name, report, file, line, unknown=CODE_UNKNOWN)
+    return found

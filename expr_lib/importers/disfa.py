@@ -1,0 +1,61 @@
+"""DISFA: spontaneous expressions, 27 people, 12 AUs with intensities 0 to 5 for every frame of a film.
+
+Source of the format: Mavadati et al., *DISFA: A Spontaneous Facial Action Intensity Database*, IEEE TAC 4(2), 2013.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from expr_lib.importers.source import UNKNOWN, Face, Report, Tree, au_name, intensity
+
+
+def faces(tree: Tree, report: Report) -> Iterator[Face]:
+    """``ActionUnit_Labels/SN001/SN001_au1.txt``, lines ``frame,intensity``; frames are images below a folder SN001.
+
+    Labels count frames from 1. Images that count from 0 are shifted, which the report says.
+    """
+    files = {(match[1].upper(), au_name(match[2])): rel for rel, match in tree.matching(r"(sn\d{3})_au(\d+)\.txt")}
+    names = sorted({name for _, name in files if name}, key=lambda name: int(name[2:]))
+    frames = frames_of(tree, report)
+    for subject in sorted({who for who, _ in files}):
+        labels: dict[int, dict[str, float]] = {}
+        places: dict[int, tuple[str, int]] = {}
+        for name in names:
+            if (file := files.get((subject, name))) is None:
+                report.missing("no label file", subject, 0, name)
+                continue
+            seen: dict[int, int] = {}
+            for line, row in tree.rows(file):
+                if len(row) != 2 or not row[0].isdigit():
+                    report.left_out("line that is not frame,intensity", file, line, " ".join(row))
+                elif (frame := int(row[0])) in seen:
+                    report.left_out(
+                        "second label of a frame", file, line, f"frame {frame}: first in line {seen[frame]}"
+                    )
+                else:
+                    seen[frame] = line
+                    labels.setdefault(frame, {})[name] = intensity(row[1], name, report, file, line)
+                    places.setdefault(frame, (file, line))
+        images = frames.get(subject, {})
+        shift = 1 if images and labels and min(images) == 0 and min(labels) == 1 else 0
+        if shift:
+            report.note("frames of the images counted from 0, those of the labels from 1", subject)
+        for frame in sorted(labels):
+            if (image := images.get(frame - shift)) is None:
+                report.left_out("label without an image", *places[frame], f"frame {frame} of {subject}")
+                continue
+            lacking = [name for name in names if name not in labels[frame] and (subject, name) in files]
+            if lacking:
+                report.missing("frame that a label file lacks", *places[frame], f"frame {frame}: {', '.join(lacking)}")
+            yield Face(image, subject, {name: labels[frame].get(name, UNKNOWN) for name in names}, places[frame])
+
+
+def frames_of(tree: Tree, report: Report) -> dict[str, dict[int, str]]:
+    """Person -> frame number -> image: the folder's name holds SN001, the image's name ends with the number."""
+    frames: dict[str, dict[int, str]] = {}
+    for rel, match in tree.matching(r"[^/]*(sn\d{3})[^/]*/(?:[^/]*\D)?0*(\d+)\.(?:jpe?g|png|bmp)"):
+        first = frames.setdefault(match[1].upper(), {}).setdefault(int(match[2]), rel)
+        if first != rel:
+            report.left_out("second image of a frame", rel, 0, f"first is {first}")
+    return frames

@@ -1,0 +1,24 @@
+"""A plain table: ``labels.csv`` with a column ``image``, AU columns and, where known, ``subject`` and ``split``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from expr_lib.importers.source import Face, Report, Tree, au_name, intensity, person_of
+
+
+def faces(tree: Tree, report: Report) -> Iterator[Face]:
+    """Rows of ``labels.csv``. An AU column is called ``AU1``, ``AU01`` or ``AU01_r``; intensities are 0 to 5."""
+    file = tree.files.get("labels.csv")
+    if file is None:
+        raise FileNotFoundError(f"{tree.root / 'labels.csv'}: not found; expected a table with a column image")
+    person = person_of(tree)
+    for line, row in tree.table(file, "image"):
+        image = tree.find(row["image"], file, line)
+        if image is None:
+            continue
+        au: dict[str, float] = {}
+        for column, cell in row.items():
+            if column.startswith("au") and (name := au_name(column)):
+                au[name] = intensity(cell, name, report, file, line)
+        yield Face(image, row.get("subject") or person[image], au, (file, line), row.get("split", "").lower())

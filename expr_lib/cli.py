@@ -5,6 +5,7 @@ right (a missing file, a wrong number) ends in one line and exit code 2; anythin
 Annotations are values here, tyro reads them: no ``from __future__ import annotations``.
 """
 
+import json
 import os
 import sys
 import time
@@ -141,6 +142,73 @@ def faces_command() -> Callable[..., None]:
     return faces
 
 
+def import_command() -> Callable[..., None]:
+    from expr_lib.importers.write import ImportConfig, Kind, import_faces
+
+    def import_(
+        kind: Annotated[Positional[Kind], arg(metavar="FORM")],
+        source: Annotated[Positional[Path], arg(metavar="SOURCE")],
+        out: Annotated[Positional[Path], arg(metavar="FOLDER")],
+        config: Annotated[ImportConfig, arg(name="")] = ImportConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        """Bring in real data with AU labels, or finish an import that was interrupted; layouts: docs/real_data.md.
+
+        Args:
+            kind: table, openface, pyfeat, disfa, bp4d (and BP4D+), ckplus, rafd or ganimation.
+            source: folder with the images and labels; nothing outside it is read.
+            out: data set folder to write.
+        """
+        _count("--size", config.size, 16)
+        report = import_faces(kind, source, out, config)
+        meta = json.loads((out / "meta.json").read_bytes())
+        print(f"{out}: {meta['rows']:,} images, {', '.join(meta['au_names'])}")
+        print("\n".join([f"{n:8,}  cut: {how}" for how, n in meta["config"]["cut"].items() if n] + report.lines()))
+        print(f"every case with its place: {out / 'report.csv'}")
+
+    return import_
+
+
+def align(
+    photographs: Annotated[Positional[tuple[Path, ...]], arg(metavar="PHOTOGRAPH")],
+    out: Output = Path("aligned"),
+    size: int = 256,
+    largest: bool = False,
+) -> None:
+    """Find the face in each photograph, cut it out as the rendered faces are, and draw a contact sheet of what was done.
+
+    Needs the extra `photographs`. No photograph leaves this machine, and none is changed.
+
+    Args:
+        photographs: image files, or folders of them.
+        out: folder for NAME.png, one for each face, and contact-sheet.png.
+        size: pixels a side.
+        largest: of several faces take the largest.
+    """
+    import numpy as np
+
+    from expr_lib.align import Aligned, contact_row
+    from expr_lib.align import align as align_
+    from expr_lib.images import read_image, write_png
+
+    files = [file for path in photographs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    rows: list[Any] = []
+    for file in files:
+        photo = None
+        try:
+            photo = read_image(file)
+            result: Aligned | str = align_(photo, _count("--size", size, 16), largest=largest)
+        except (ValueError, OSError) as error:
+            result = str(error).removeprefix(f"{file}: ")
+        rows.append(contact_row(file.name, photo, result))
+        if isinstance(result, Aligned):
+            print(write_png(out / f"{file.stem}.png", result.face))
+        else:
+            print(f"{file}: left out: {result}")
+    if not rows:
+        raise ValueError(f"{', '.join(map(str, photographs))}: found no file, expected photographs")
+    print(write_png(out / "contact-sheet.png", np.concatenate(rows)))
+
+
 def train_command() -> Callable[..., None]:
     from expr_lib import train as training
     from expr_lib.datasets import FaceData
@@ -245,12 +313,14 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo, "swap held-out faces with the shipped weights; picture and numbers in build/demo"),
     "swap": (swap, "swap the expressions of two image files"),
     "faces": (faces_command, "render a data set of faces with known action units"),
+    "import": (import_command, "bring in real data with AU labels, such as DISFA, BP4D, CK+, or OpenFace tables"),
+    "align": (align, "cut faces out of photographs as the rendered faces are"),
     "train": (train_command, "train a swapper on a data set"),
     "ship": (ship, "keep of a training checkpoint what a swap needs"),
     "judges": (judges_command, "train the judges that measure a swap"),
     "evaluate": (evaluate, "measure a swapper on held-out people"),
 }
-DEFERRED = (faces_command, train_command, judges_command)  # arguments from a config, which needs an import first
+DEFERRED = (faces_command, import_command, train_command, judges_command)  # arguments from a config, which needs an import first
 
 HELP = """usage: expr-lib COMMAND ...
 
@@ -276,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"no command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}")
         command = COMMANDS[arguments[0]][0]
         tyro.cli(command() if command in DEFERRED else command, prog=f"expr-lib {arguments[0]}", args=arguments[1:])
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("EXPR_LIB_DEBUG"):
             raise
         print(f"expr-lib: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -190,41 +191,30 @@ def paste(photo: np.ndarray, face: np.ndarray, aligned: Aligned) -> np.ndarray:
 # -- pictures ------------------------------------------------------------------------------------------------------
 
 
-def contact_sheet(rows: list[tuple[str, np.ndarray | None, Aligned | str]], height: int = 220) -> np.ndarray:
-    """What was done, one line for each photograph: name, photo (or None), and what was cut out or why nothing was.
+def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, height: int = 220) -> np.ndarray:
+    """What was done with one photograph (None: it could not be read), one line of a contact sheet: (H, W, 3) uint8.
 
-    Returns (H, W, 3) uint8: the photograph with its landmarks and the frame of the cut, the cut, and the text.
+    Left the photograph with the landmarks and the frame of the cut, then the cut, then the name or why it was left out.
     """
-    pad, text_width = 12, 420
-    sheet = Image.new("RGB", (2 * height + text_width + 4 * pad, len(rows) * (height + pad) + pad), "white")
-    draw = ImageDraw.Draw(sheet)
-    for k, (name, photo, result) in enumerate(rows):
-        top, x = pad + k * (height + pad), pad
-        if photo is not None:
-            scale = height / max(photo.shape[:2])
-            small = Image.fromarray(photo).resize(
-                (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale))), Image.Resampling.LANCZOS
-            )
-            sheet.paste(small, (x, top))
-            if isinstance(result, Aligned):
-                back = np.linalg.inv(np.vstack([result.matrix, [0, 0, 1]]))[:2]
-                frame = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]]) @ back.T
-                draw.line([tuple(p) for p in frame * scale + (x, top)], fill="#56B4E9", width=2)
-                for px, py in result.points * scale + (x, top):
-                    draw.ellipse((px - 1.5, py - 1.5, px + 1.5, py + 1.5), fill="#E69F00")
-        x += height + pad
+    pad = 12
+    row = Image.new("RGB", (2 * height + 420 + 4 * pad, height + pad), "white")
+    draw = ImageDraw.Draw(row)
+    if photo is not None:
+        scale = height / max(photo.shape[:2])
+        size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
+        row.paste(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS), (pad, pad))
         if isinstance(result, Aligned):
-            sheet.paste(Image.fromarray(result.face).resize((height, height), Image.Resampling.BICUBIC), (x, top))
-        x += height + pad
-        text = name if isinstance(result, Aligned) else f"{name}\n\nleft out:\n{_wrapped(result, 46)}"
-        draw.multiline_text((x, top + 4), text, fill="#222222", font_size=17, spacing=6)
-    return np.array(sheet)
-
-
-def _wrapped(text: str, width: int) -> str:
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+            back = np.linalg.inv(np.vstack([result.matrix, [0, 0, 1]]))[:2]
+            frame = (
+                np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]]) @ back.T
+            )  # (5, 2) in the photograph
+            draw.line([(x + pad, y + pad) for x, y in frame * scale], fill="#56B4E9", width=2)
+            for x, y in result.points * scale + pad:
+                draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill="#E69F00")
+    if isinstance(result, Aligned):
+        row.paste(
+            Image.fromarray(result.face).resize((height, height), Image.Resampling.BICUBIC), (2 * pad + height, pad)
+        )
+    text = name if isinstance(result, Aligned) else f"{name}\n\nleft out:\n" + "\n".join(wrap(result, 46))
+    draw.multiline_text((3 * pad + 2 * height, pad + 4), text, fill="#222222", font_size=17, spacing=6)
+    return np.array(row)

@@ -174,7 +174,7 @@ def align(
     size: int = 256,
     largest: bool = False,
 ) -> None:
-    """Find the face in each photograph, cut it out as the rendered faces are, and draw a contact sheet of what was done.
+    """Find the face in each photograph and cut it out as the rendered faces are; a contact sheet shows what was done.
 
     Needs the extra `photographs`. No photograph leaves this machine, and none is changed.
 
@@ -192,16 +192,20 @@ def align(
 
     files = [file for path in photographs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     rows: list[Any] = []
+    written: set[Path] = set()
     for file in files:
         photo = None
         try:
             photo = read_image(file)
             result: Aligned | str = align_(photo, _count("--size", size, 16), largest=largest)
+            if (target := out / f"{file.stem}.png") in written:
+                raise ValueError(f"a photograph before it was written to {target}; rename one")
         except (ValueError, OSError) as error:
             result = str(error).removeprefix(f"{file}: ")
         rows.append(contact_row(file.name, photo, result))
         if isinstance(result, Aligned):
-            print(write_png(out / f"{file.stem}.png", result.face))
+            print(write_png(target, result.face))
+            written.add(target)
         else:
             print(f"{file}: left out: {result}")
     if not rows:
@@ -320,7 +324,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "judges": (judges_command, "train the judges that measure a swap"),
     "evaluate": (evaluate, "measure a swapper on held-out people"),
 }
-DEFERRED = (faces_command, import_command, train_command, judges_command)  # arguments from a config, which needs an import first
+DEFERRED = (faces_command, import_command, train_command, judges_command)  # their arguments need an import
 
 HELP = """usage: expr-lib COMMAND ...
 

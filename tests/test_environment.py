@@ -119,8 +119,8 @@ def test_every_import_is_declared(path):
         assert canonicalize_name(distribution) in packages, f"{path.name}: {module} is not in pyproject.toml"
 
 
-LAYERS = ["facs", "images", "align", "faces", "datasets", "importers", "model", "losses", "checkpoint", "train"]
-LAYERS += ["metrics", "judges", "evaluate", "swap", "plots", "cli"]
+LAYERS = ["facs", "images", "align", "faces", "datasets", "importers"]
+LAYERS += ["model", "losses", "checkpoint", "train", "metrics", "judges", "evaluate", "swap", "plots", "cli"]
 
 
 def test_imports_run_downwards_only():

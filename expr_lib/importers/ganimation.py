@@ -19,6 +19,11 @@ UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)
 """The intensities of OpenFace, in its order; 45 is AU43 here."""
 
 
+def from_buffer(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Any = "C", *rest: Any) -> np.ndarray:
+    """An array of plain numbers from its bytes, as pickles of protocol 5 spell it."""
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
 class ArraysOnly(pickle.Unpickler):
     """Unpickles numpy arrays in dicts and lists; ``ValueError`` names the first other thing that a file asks for."""
 
@@ -29,6 +34,8 @@ class ArraysOnly(pickle.Unpickler):
         ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
         ("numpy.core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
         ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,  # type: ignore[attr-defined]
+        ("numpy.core.numeric", "_frombuffer"): from_buffer,
+        ("numpy._core.numeric", "_frombuffer"): from_buffer,
         ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how old pickles spell bytes
     }
 

@@ -95,7 +95,7 @@ def test_the_makefile_and_conda_install_the_same_extras():
 
 
 # The extra that brings what one file alone imports: that file is never imported by the rest, or only where it needs it.
-EXTRA_OF = {"expr_lib/faces/distil.py": "anny", "expr_lib/align.py": "photographs"}
+EXTRA_OF = {"expr_lib/faces/distil.py": "anny", "expr_lib/align.py": "photographs", "expr_lib/widgets.py": "course"}
 
 
 def imported_by(path: Path) -> set[str]:
@@ -119,8 +119,8 @@ def test_every_import_is_declared(path):
         assert canonicalize_name(distribution) in packages, f"{path.name}: {module} is not in pyproject.toml"
 
 
-LAYERS = ["facs", "images", "align", "faces", "datasets", "importers"]
-LAYERS += ["model", "losses", "checkpoint", "train", "metrics", "judges", "evaluate", "swap", "plots", "cli"]
+LAYERS = ["facs", "images", "align", "faces", "datasets", "importers", "processes"]
+LAYERS += ["model", "losses", "checkpoint", "train", "metrics", "judges", "evaluate", "swap", "plots", "widgets", "cli"]
 
 
 def test_imports_run_downwards_only():

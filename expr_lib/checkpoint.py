@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,13 @@ from expr_lib.model import ModelConfig, Swapper
 FORMAT = 1
 
 
-def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors and JSON metadata to `path`, whole or not at all: a temporary name, then a rename."""
+def save(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any], *, keep_previous: bool = False
+) -> None:
+    """Write tensors and JSON metadata to `path`, whole or not at all: a temporary name, then a rename.
+
+    With `keep_previous` the file that was there becomes `previous(path)`.
+    """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, "format": FORMAT, "sha256": digest(tensors)}
@@ -33,6 +39,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any])
         with open(partial, "wb") as file:
             file.write(serialize(tensors, {"expr_lib": json.dumps(metadata)}))
             os.fsync(file.fileno())  # on the disk before it gets its name
+        if keep_previous and path.exists():
+            os.replace(path, previous(path))
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
@@ -60,6 +68,25 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str
     if (found := digest(tensors)) != metadata["sha256"]:
         raise ValueError(f"{path}: damaged: sha256 of the tensors is {found}, expected {metadata['sha256']}")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def previous(path: str | Path) -> Path:
+    """checkpoint.safetensors -> checkpoint.prev.safetensors, the one before it."""
+    path = Path(path)
+    return path.with_suffix(".prev" + path.suffix)
+
+
+def load_last(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Like `load`; a damaged or missing file is replaced by the one before it, with a warning. None where both miss."""
+    try:
+        return load(path)
+    except (FileNotFoundError, ValueError) as error:
+        if not previous(path).exists():
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise
+        warnings.warn(f"{error}; {previous(path)} is used instead", stacklevel=2)
+        return load(previous(path))
 
 
 def digest(tensors: dict[str, Tensor]) -> str:

@@ -226,9 +226,8 @@ def train_command() -> Callable[..., None]:
 
         Args:
             data: data set folder, made by `expr-lib faces`.
-            run: folder for log.csv, samples/ and checkpoint.safetensors.
+            run: folder for log.csv, samples/, tensorboard/ and checkpoint.safetensors.
         """
-        _device(config.device)
         print(training.train(config, FaceData.open(data), run))
 
     return train
@@ -324,7 +323,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "judges": (judges_command, "train the judges that measure a swap"),
     "evaluate": (evaluate, "measure a swapper on held-out people"),
 }
-DEFERRED = (faces_command, import_command, train_command, judges_command)  # their arguments need an import
+DEFERRED = (faces_command, import_command, train_command, judges_command)  # arguments from a config, which needs an import first
 
 HELP = """usage: expr-lib COMMAND ...
 

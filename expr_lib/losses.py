@@ -11,13 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from expr_lib import processes
 from expr_lib.facs import MAX_INTENSITY, PRESENT_AT
 
 
 def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
-    """sum(w v) / sum(w), and 0 where every weight is 0."""
+    """sum(w v) / sum(w), and 0 where every weight is 0.
+
+    Of several processes each has other labels, so sum(w) is the mean of theirs: the mean of their results is then the
+    weighted mean over the whole batch, which the mean of their own weighted means would not be.
+    """
     weight = weight.expand_as(value)
-    return (weight * value).sum() / weight.sum().clamp_min(1e-8)
+    return (weight * value).sum() / processes.mean(weight.sum()).clamp_min(1e-8)
 
 
 # ---------------------------------------------------------------------------------------------- action units

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from expr_lib import processes
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
 
 
@@ -89,9 +90,25 @@ class Block(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h) * (1 + scale2) + shift2))
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batch of all processes; torch's own SyncBatchNorm does the same, but on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or processes.count() == 1:
+            return super().forward(x)
+        n = processes.count() * x.numel() / x.shape[1]
+        mean = processes.mean(x.float().mean((0, 2, 3), keepdim=True))  # (1, C, 1, 1)
+        var = processes.mean((x - mean).square().mean((0, 2, 3), keepdim=True))  # (1, C, 1, 1)
+        with torch.no_grad():
+            self.get_buffer("running_mean").lerp_(mean.flatten(), 0.1)
+            self.get_buffer("running_var").lerp_(var.flatten() * n / (n - 1), 0.1)
+        scale = self.weight[:, None, None] * (var + self.eps).rsqrt()  # (1, C, 1, 1)
+        return ((x - mean) * scale + self.bias[:, None, None]).to(x.dtype)
+
+
 def conv_bn(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
     # batch norm where expressions are read: with group norm the AU branch stays blind for ten times as long
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), BatchNorm(c_out), nn.ReLU())
 
 
 class Residual(nn.Module):
@@ -100,9 +117,8 @@ class Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            conv_bn(channels, channels), nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )  # fmt: skip
+            conv_bn(channels, channels), nn.Conv2d(channels, channels, 3, padding=1, bias=False), BatchNorm(channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.body(x))
@@ -145,7 +161,9 @@ class AUFree(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         f_f = self.net(features).float()  # (B, C, S/4, S/4)
         f_f = f_f * (f_f.square().mean(1, keepdim=True) + 1e-6).rsqrt()
-        return f_f + self.noise * torch.randn_like(f_f) if self.training else f_f
+        if self.training:
+            f_f = f_f + self.noise * processes.draw(torch.randn, *f_f.shape, device=f_f.device)
+        return f_f
 
 
 class AURelated(nn.Module):
@@ -156,7 +174,7 @@ class AURelated(nn.Module):
         self.w, r, self.shape = c.width, c.width_r, (c.n_aus, c.d)
         self.tower = nn.Sequential(
             conv_bn(c.width, r, stride=2), Residual(r),  # (B, r, S/8, S/8)
-            conv_bn(r, r, stride=2), nn.Flatten(), nn.Dropout(0.2),  # (B, r * (S/16)^2): a face has its parts in places
+            conv_bn(r, r, stride=2), nn.Flatten(),  # (B, r * (S/16)^2): a face has its parts in places
         )  # fmt: skip
         self.to_f_r = nn.Linear(r * (c.size // 16) ** 2, c.n_aus * c.d)
         # the readout has one row for each AU, so that f_r[:, k] alone answers for AU k; most AUs are absent: bias -2
@@ -165,6 +183,8 @@ class AURelated(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         h = self.tower(features[:, : self.w])  # not the 4 channels of colour and contrast
+        if self.training:  # dropout
+            h = h * (processes.draw(torch.rand, *h.shape, device=h.device) >= 0.2) / 0.8
         return self.to_f_r(h).float().tanh().unflatten(1, self.shape)  # (B, n*d) -> (B, n, d)
 
     def au(self, f_r: Tensor) -> Tensor:
@@ -237,7 +257,7 @@ class Swapper(nn.Module):
         """After the warm-up batch norm keeps its statistics: synthesized images must not move them."""
         super().train(mode)
         for module in self.modules() if self.warm else ():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, BatchNorm):
                 module.eval()
         return self
 
@@ -328,4 +348,4 @@ class D(nn.Module):
         if self.embed is not None:
             embed = self.embed(au.nan_to_num() / MAX_INTENSITY).unflatten(1, (2, -1))  # (B, 2, 4w)
             score = score + torch.einsum("bkc,bcyx->bkyx", embed, h.to(embed.dtype)).float()
-        return score.chunk(2, 1)  # type: ignore[return-value]
+        return score.chunk(2, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,13 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from expr_lib import checkpoint, model
+from expr_lib import checkpoint, model, processes
 from expr_lib.datasets import FaceData, batches, held_out_pairs, to_float, to_uint8
 from expr_lib.losses import (
     agreement_loss,
@@ -60,7 +61,7 @@ class TrainConfig:
     steps: int = 20_000  # optimizer steps in total, the warm-up included
     warmup_steps: int = 1_500  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
     warmup_batch_size: int = 16  # pairs, so twice as many images; batch norm needs many
-    batch_size: int = 8  # pairs
+    batch_size: int = 8  # pairs; several processes share them
     warmup_lr: float = 2e-3  # of the AU branch alone, falling to lr
     lr: float = 8e-4  # generator side
     lr_d: float = 3e-4  # discriminators
@@ -70,7 +71,7 @@ class TrainConfig:
     consistency: Literal["self", "cycle"] = "self"  # "self-reconstructed" in swap consistency: G(f_f, f_r) or I-hat
     ema: float = 0.999  # decay of the averaged weights, those that are shipped
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it, else fp32
-    device: str = "cpu"
+    device: Literal["auto", "cpu"] = "auto"  # auto: the accelerator (CUDA, MPS) where there is one
     seed: int = 0
     log_every: int = 20
     sample_every: int = 500
@@ -85,7 +86,7 @@ class TrainConfig:
 
 @dataclass
 class Nets:
-    """All networks, their optimizers and the label statistics that weigh the losses."""
+    """All networks, their optimizers, the label statistics that weigh the losses, and where all of it runs."""
 
     swapper: Swapper  # E and DG
     ema: Swapper  # its moving average
@@ -98,6 +99,7 @@ class Nets:
     au_weight: Tensor  # (n,)
     class_weight: Tensor  # (n, L)
     subject_weight: Tensor  # (1, n_subjects)
+    accelerator: Accelerator  # device, precision, processes
 
 
 @dataclass
@@ -144,19 +146,19 @@ def update_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
     n = len(batch.x)
     reference = (out.self_ if c.consistency == "self" else out.cycle).detach()
     images = torch.cat([batch.x, reference, out.swap.detach()])
-    with autocast(c):
+    with nets.accelerator.autocast():
         realism, swap = nets.D(images, torch.cat([batch.au, batch.au, partner(batch.au)]))
     loss = {
         "D_realism": tell_images(realism[:n], realism[2 * n :]),
         "D_swap": tell_images(swap[n : 2 * n], swap[2 * n :]),
     }
-    descend(nets.opt_D, sum(loss.values()))
+    descend(nets, nets.opt_D, sum(loss.values()))
     for _ in range(c.feature_d_steps):
-        with autocast(c):
+        with nets.accelerator.autocast():
             loss["D_f"] = tell_class(nets.D_f(out.f_f.detach()), batch.cls, nets.class_weight)
             if nets.D_r is not None:
                 loss["D_r"] = tell_class(nets.D_r(out.f_r.detach()), batch.subject, nets.subject_weight)
-        descend(nets.opt_f, sum(loss[k] for k in ("D_f", "D_r") if k in loss))
+        descend(nets, nets.opt_f, sum(loss[k] for k in ("D_f", "D_r") if k in loss))
     return loss
 
 
@@ -164,7 +166,7 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
     """E and DG learn. The discriminators are frozen: gradients pass through them, none stay there."""
     x, au, au_b, swapper, w = batch.x, batch.au, partner(batch.au), nets.swapper, c.weights
     loss: dict[str, Tensor] = {}
-    with autocast(c):
+    with nets.accelerator.autocast():
         # the AU branch learns from real images, and from nothing else
         _, logit = swapper.read_au(augment(x))
         loss["au"] = au_loss(logit, au, nets.au_weight)
@@ -188,7 +190,7 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
         loss["agree_f"] = agreement_loss(out.f_f_swap, out.f_f)
         loss["agree_r"] = agreement_loss(f_r_swap, partner(out.f_r))
     loss["G"] = torch.stack([getattr(w, name) * value for name, value in loss.items()]).sum()
-    descend(nets.opt_G, loss["G"])
+    descend(nets, nets.opt_G, loss["G"])
     return loss
 
 
@@ -197,8 +199,7 @@ def train_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
     if not nets.swapper.warm:
         nets.swapper.warm = True
         nets.swapper.train()
-        average_processes([b for b in nets.swapper.buffers() if b.is_floating_point()])  # batch norm's statistics
-    with autocast(c):
+    with nets.accelerator.autocast():
         out = both_passes(nets.swapper, batch.x, c.detach_f_r)
     return update_D(nets, batch, out, c) | update_G(nets, batch, out, c)
 
@@ -208,10 +209,10 @@ def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[s
 
     Augmentation grows over the first half: in full from the start, the branch sees nothing for long.
     """
-    with autocast(c):
+    with nets.accelerator.autocast():
         _, logit = nets.swapper.read_au(augment(batch.x, min(1.0, 2 * done)))
     loss = {"au": au_loss(logit, batch.au, nets.au_weight)}
-    descend(nets.opt_G, loss["au"])
+    descend(nets, nets.opt_G, loss["au"])
     return loss
 
 
@@ -232,23 +233,19 @@ def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
             group["lr"] = rate * fall
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Any) -> None:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"loss is {loss.item()}")
+def descend(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any) -> None:
+    """One step along the gradient, averaged over all processes.
+
+    Averaged here and not by DistributedDataParallel, which wants one forward of one module before each backward: three
+    optimizers share these networks, and each network runs several times in a step, now learning, now frozen.
+    """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    average_processes([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+    nets.accelerator.backward(loss)
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    mean = nets.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
+    for grad, m in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(m.view_as(grad))
     optimizer.step()
-
-
-def average_processes(tensors: list[Tensor]) -> None:
-    """Several processes: each has its own pairs, all take the same, averaged step."""
-    if dist.is_initialized():
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        means = (flat / dist.get_world_size()).split([t.numel() for t in tensors])
-        for t, mean in zip(tensors, means, strict=True):
-            t.copy_(mean.view_as(t))
 
 
 @contextmanager
@@ -276,7 +273,7 @@ def augment(x: Tensor, strength: float = 1.0) -> Tensor:
     b, size = len(x), x.shape[-1]
 
     def r(*shape: int) -> Tensor:
-        return torch.rand(b, *shape, device=x.device)
+        return processes.draw(torch.rand, b, *shape, device=x.device)
 
     theta = torch.eye(2, 3, device=x.device).repeat(b, 1, 1)  # (B, 2, 3)
     theta[:, :, 2] = strength * (r(2) * 2 - 1) / 16  # of the half side
@@ -284,32 +281,33 @@ def augment(x: Tensor, strength: float = 1.0) -> Tensor:
                       align_corners=False)  # fmt: skip
     x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), strength * r(1, 1, 1) * (r(1, 1, 1) < 0.5))
     x = x * (1 + strength * (0.4 * r(1, 1, 1) - 0.2)) + 0.2 * strength * (r(3, 1, 1) - 0.5)
-    return x + 0.05 * strength * r(1, 1, 1) * torch.randn_like(x)
-
-
-def autocast(c: TrainConfig) -> torch.autocast:
-    # no cache: it would hand `frozen` modules the copies of their weights that were made while they still learned
-    kind = torch.device(c.device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=c.precision == "bf16", cache_enabled=False)
-
-
-def best_precision(device: str) -> Literal["bf16", "fp32"]:
-    """bf16 where the hardware multiplies it: on most GPUs, on CPUs with AVX512-BF16 or AMX. Elsewhere it is slower."""
-    if torch.device(device).type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if device == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return x + 0.05 * strength * r(1, 1, 1) * processes.draw(torch.randn, *x.shape, device=x.device)
 
 
 # ----------------------------------------------------------------------------------------------------------- the loop
 
 
 SHOWN = ("au", "self_", "cycle", "realism", "guide")  # losses beside the progress bar
+EXPLODED = 100.0  # every loss but the weighted total is a mean of order 1; in a healthy run none has exceeded 2
+
+
+def accelerator(config: TrainConfig) -> Accelerator:
+    """Device, precision and the other processes, if `accelerate launch` or `torchrun` started several."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train in fp32 first, then in bf16
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    fast = (
+        torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    precision = {"auto": "bf16" if fast else "no", "bf16": "bf16", "fp32": "no"}[config.precision]
+    # no cache: it would hand `frozen` modules the copies of their weights that were made while they still learned
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(cache_enabled=False)])
 
 
 def build_nets(config: TrainConfig, data: FaceData) -> Nets:
     """Networks and optimizers, from the seed alone, for these training images."""
+    where = accelerator(config)
+    m, device = config.model, where.device
     torch.manual_seed(config.seed)
-    m, device = config.model, config.device
     au = torch.from_numpy(data.au)
     n_subjects = len(np.unique(data.subject[data.subject >= 0]))
     swapper, d, d_f = Swapper(m), model.D(m), model.D_f(m)
@@ -327,17 +325,17 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
     return Nets(
         swapper, ema, d, d_f, d_r,
         adam(config.lr, swapper), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
-        au_weights(au).to(device), weight.to(device), torch.ones(1, max(n_subjects, 1), device=device),
+        au_weights(au).to(device), weight.to(device), torch.ones(1, max(n_subjects, 1), device=device), where,
     )  # fmt: skip
 
 
 def batch_of(pairs: Any, subjects: Tensor, config: TrainConfig) -> Batch:
-    """PairBatch -> Batch, each image mirrored by a coin toss (AUs have no side)."""
-    x = to_float(torch.cat([pairs.image_a, pairs.image_b]))  # (2B, 3, S, S)
-    coin = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
+    """PairBatch -> Batch, or this process's part of it; each image mirrored by a coin toss (AUs have no side)."""
+    x = to_float(processes.part(torch.cat([pairs.image_a, pairs.image_b])))  # (2B, 3, S, S)
+    coin = processes.draw(torch.rand, len(x), 1, 1, 1, device=x.device) < 0.5
     x = torch.where(coin, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-    au = torch.cat([pairs.au_a, pairs.au_b])
-    subject = torch.cat([pairs.subject_a, pairs.subject_b])
+    au = processes.part(torch.cat([pairs.au_a, pairs.au_b]))
+    subject = processes.part(torch.cat([pairs.subject_a, pairs.subject_b]))
     index = torch.searchsorted(subjects, subject).masked_fill(subject < 0, -1)
     return Batch(x, au, au_classes(au, config.model.au_levels), index[:, None])
 
@@ -345,81 +343,67 @@ def batch_of(pairs: Any, subjects: Tensor, config: TrainConfig) -> Batch:
 def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
     """Train, or go on with what stands in `run`, and return the path of the checkpoint.
 
-    `run` gets log.csv, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs), checkpoint.safetensors.
+    `run` gets log.csv, tensorboard/, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs),
+    checkpoint.safetensors and the one before it, checkpoint.prev.safetensors, which is used where the last is damaged.
     A run that was killed and started again ends, on the CPU, with the same bits as one that was not. SIGINT and SIGTERM
-    save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite.
+    save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite or
+    exceeds `EXPLODED`; ValueError for data, model or batch sizes that do not fit.
     """
     run, path = Path(run), Path(run) / "checkpoint.safetensors"
     (run / "samples").mkdir(parents=True, exist_ok=True)
     config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
-    if config.precision == "auto":
-        config = replace(config, precision=best_precision(config.device))
-    rank = join_processes(config.device)
-    learn, device = data.subset("train"), config.device
+    learn = data.subset("train")
     nets = build_nets(config, learn)
-    start = resume(nets, path) if path.exists() else 0
-    subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(device)
+    here = nets.accelerator
+    for size in (config.warmup_batch_size, config.batch_size):
+        if size % here.num_processes:
+            raise ValueError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
+    start = resume(nets, path)
+    subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(here.device)
     split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
     held_out = held_out_pairs(data, config.n_samples, config.seed, split=split)
-    log = Log(run / "log.csv", start) if rank == 0 else None
-    bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, disable=rank > 0)
-
-    def save(step: int) -> None:
-        if rank > 0:
-            return
-        about = checkpoint.describe(
-            nets.ema, step=step, train={k: v for k, v in asdict(config).items() if k != "model"}, data=data.meta
-        )
-        checkpoint.save(path, all_tensors(nets), about)
+    log = Log(run, start) if here.is_main_process else None
+    bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, disable=log is None)
+    about = {"train": {k: v for k, v in asdict(config).items() if k != "model"}, "data": data.meta}
 
     with stop_signals() as stop, bar:
         for step in range(start, config.steps):
             if step in (start, config.warmup_steps):
                 n = config.warmup_batch_size if step < config.warmup_steps else config.batch_size
-                pairs = batches(learn, n, seed=config.seed + rank, device=device, first=step)
+                pairs = batches(learn, n, seed=config.seed, device=here.device, first=step)
             torch.manual_seed(config.seed * 1_000_003 + step)  # all chance in a step depends on the step alone
             batch = batch_of(next(pairs), subjects, config)
             set_learning_rates(nets, config, step)
-            try:
-                if step < config.warmup_steps:
-                    loss = warmup_step(nets, batch, config, step / config.warmup_steps)
-                else:
-                    loss = train_step(nets, batch, config)
-            except FloatingPointError as error:
-                last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
-                raise FloatingPointError(f"step {step}: {error}; {last}") from None
+            if step < config.warmup_steps:
+                loss = warmup_step(nets, batch, config, step / config.warmup_steps)
+            else:
+                loss = train_step(nets, batch, config)
             average(nets.ema, nets.swapper, config.ema, step)
-            done = step + 1
-            if log and (done % config.log_every == 0 or done == config.steps):
-                values = {name: value.item() for name, value in loss.items()}
-                log.write(done, values)
-                rate = bar.format_dict["rate"] or 0
-                shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
-                bar.set_postfix_str(f"{rate * 2 * n:.0f} images/s {shown}")
+            # what all processes must agree on: the mean losses, and whether one of them was told to stop
+            told_me = torch.tensor(float(len(stop)), device=here.device)
+            *means, told = here.reduce(torch.stack([*loss.values(), told_me]).detach(), "mean").tolist()
+            values = dict(zip(loss, means, strict=True))
+            if bad := [f"{k} {v:.3g}" for k, v in values.items() if k != "G" and not abs(v) < EXPLODED]:
+                last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
+                raise FloatingPointError(f"step {step}: loss exploded ({', '.join(bad)}); {last}")
+            done, at_end = step + 1, step + 1 == config.steps
             bar.update()
-            if rank == 0 and (done % config.sample_every == 0 or done == config.steps):
-                sample(nets.ema, data, held_out, device, run / "samples" / f"{done:07d}.png")
-            if done % config.save_every == 0 or done == config.steps or stop:
-                save(done)
-            if stop:
+            if log and (done % config.log_every == 0 or at_end):
+                log.write(done, values)
+                shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
+                bar.set_postfix_str(f"{(bar.format_dict['rate'] or 0) * 2 * n:.0f} images/s {shown}")
+            if log and (done % config.sample_every == 0 or at_end):
+                log.picture(done, sample(nets.ema, data, held_out, here.device))
+            if log and (done % config.save_every == 0 or at_end or told):
+                metadata = checkpoint.describe(nets.ema, step=done, **about)
+                checkpoint.save(path, all_tensors(nets), metadata, keep_previous=True)
+            if told:
                 bar.write(f"stopped after step {done}; saved in {path}; the same command goes on from there")
-                if stop[0] == signal.SIGINT:
+                if stop and stop[0] == signal.SIGINT:
                     raise KeyboardInterrupt
-                raise SystemExit(128 + stop[0])
+                raise SystemExit(128 + (stop[0] if stop else signal.SIGTERM))
+    here.end_training()  # several processes part here, after the last checkpoint is written
     return path
-
-
-def join_processes(device: str) -> int:
-    """Under `torchrun` one process of several: join the others -> rank, 0 for the one that writes. Alone: 0.
-
-    Every process starts from the same seed, sees pairs of its own and averages its gradients with the others' in
-    `descend`, so the batch is as many times larger.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
-    return dist.get_rank()
 
 
 def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
@@ -443,8 +427,10 @@ def all_tensors(nets: Nets) -> dict[str, Tensor]:
 
 
 def resume(nets: Nets, path: Path) -> int:
-    """Fill networks and optimizers from a checkpoint -> number of steps done."""
-    tensors, about = checkpoint.load(path)
+    """Fill networks and optimizers from a checkpoint -> number of steps done, 0 where there is none."""
+    if (last := checkpoint.load_last(path)) is None:
+        return 0
+    tensors, about = last
     checkpoint.check_au_names(tuple(about["au_names"]), nets.swapper.au_names, path)
     for name, value in vars(nets).items():
         if isinstance(value, nn.Module):
@@ -470,13 +456,16 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Log:
-    """log.csv: one row for each logged step; a resumed run drops the rows after its checkpoint."""
+    """log.csv, tensorboard/ and samples/; a resumed run drops what was logged after its checkpoint."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.run, self.path = run, run / "log.csv"
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self.columns = ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_f", "D_r"]
-        rows = list(csv.DictReader(path.open())) if path.exists() else []
-        with path.open("w", newline="") as file:
+        rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
+        with self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(row for row in rows if int(row["step"]) <= step)
@@ -485,17 +474,27 @@ class Log:
         with self.path.open("a", newline="") as file:
             row = {"step": step} | {k: f"{v:.6g}" for k, v in values.items()}
             csv.DictWriter(file, self.columns).writerow(row)
+        for name, value in values.items():
+            self.board.add_scalar(f"loss/{name}", value, step)
+        self.board.flush()
+
+    def picture(self, step: int, grid: np.ndarray) -> None:
+        path = self.run / "samples" / f"{step:07d}.png"
+        partial = path.with_suffix(".partial.png")
+        Image.fromarray(grid).save(partial)
+        partial.replace(path)
+        self.board.add_image("samples", grid, step, dataformats="HWC")
 
 
 @torch.no_grad()
-def sample(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: str, path: Path) -> None:
-    """A picture of rows (n, 2) of `data`: one column for each pair; a, b, swap, self-reconstruction, cross-cycle."""
+def sample(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: torch.device) -> np.ndarray:
+    """A picture of rows (n, 2) of `data`: one column for each pair; a, b, swap, self-reconstruction, cross-cycle.
+
+    -> (5 S, n S, 3) uint8.
+    """
     a, b = (to_float(data.pixels(pairs[:, i], device)) for i in (0, 1))  # (n, 3, S, S)
     swap_a, swap_b = swapper.swap(a, b)
     cycle_a, _ = swapper.swap(swap_a, swap_b)
     rows = torch.stack([a, b, swap_a, swapper.reconstruct(a), cycle_a])  # (5, n, 3, S, S)
-    n, size = len(pairs), data.size
-    grid = to_uint8(rows).permute(0, 3, 1, 4, 2).reshape(5 * size, n * size, 3)  # (5, S, n, S, 3) -> one image
-    partial = path.with_suffix(".partial.png")
-    Image.fromarray(grid.cpu().numpy()).save(partial)
-    partial.replace(path)
+    grid = to_uint8(rows).permute(0, 3, 1, 4, 2)  # (5, S, n, S, 3)
+    return grid.reshape(5 * data.size, len(pairs) * data.size, 3).cpu().numpy()

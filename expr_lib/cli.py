@@ -323,7 +323,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "judges": (judges_command, "train the judges that measure a swap"),
     "evaluate": (evaluate, "measure a swapper on held-out people"),
 }
-DEFERRED = (faces_command, import_command, train_command, judges_command)  # arguments from a config, which needs an import first
+DEFERRED = (faces_command, import_command, train_command, judges_command)  # their arguments need an import
 
 HELP = """usage: expr-lib COMMAND ...
 

@@ -91,6 +91,65 @@ def hide_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     return weighted_mean(error, weight_of(cls, weight))
 
 
+def hide_nothing(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+    """L = 0: no adversary. The discriminator still learns, so its loss shows what the feature tells."""
+    return torch.zeros((), device=score.device)
+
+
+def hide_reversed(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+    """L = -L_D: gradient reversal (Ganin & Lempitsky, ICML 2015); its lambda is the weight of the loss.
+
+    Without a bound: a score that is wrong enough is no longer ignorant, it tells the class by what it excludes.
+    """
+    return -tell_class(score, cls, weight)
+
+
+def hide_inverted(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+    """L = mean_k w sum_c (D(f)_kc - t_kc)^2,  t: absent for what is present, any present class for what is absent.
+
+    With two classes these are the inverted labels of ADDA (Tzeng et al., CVPR 2017); for more, our extension. Perfectly
+    inverted scores tell as much as the right ones, which is what the uniform target avoids.
+    """
+    has = (weight > 0).float()  # (n, L)
+    absent = F.one_hot(torch.zeros_like(cls), score.shape[-1]).float()  # (B, n, L)
+    present = has * (1 - absent)
+    present = present / present.sum(-1, keepdim=True).clamp_min(1)
+    target = torch.where((cls > 0).unsqueeze(-1), absent, present)
+    return weighted_mean(((score - target).square() * has).sum(-1), weight_of(cls, weight))
+
+
+def log_probability(score: Tensor, weight: Tensor) -> Tensor:
+    """log softmax over the classes that AU k has: score (B, n, L), weight (n, L) -> (B, n, L)."""
+    return score.masked_fill(weight == 0, -1e4).log_softmax(-1)
+
+
+def tell_probability(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+    """Discriminator of `hide_entropy`:  L = -mean_k w log p_kc,  c = c_k,  p = softmax D(f):  cross-entropy."""
+    log_p = log_probability(score, weight).gather(-1, cls.clamp_min(0).unsqueeze(-1)).squeeze(-1)  # (B, n)
+    return weighted_mean(-log_p, weight_of(cls, weight))
+
+
+def hide_entropy(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+    """L = mean_k w (log C_k + sum_c p_kc log p_kc),  p = softmax D(f):  the discriminator should be in doubt.
+
+    0 where all classes are equally likely, log C_k where one is certain. Source: maximal entropy of a classifier as
+    the aim of its adversary (Springenberg, ICLR 2016).
+    """
+    log_p = log_probability(score, weight)
+    doubt = -(log_p.exp() * log_p).sum(-1)  # (B, n)
+    return weighted_mean((weight > 0).sum(-1).clamp_min(1).log() - doubt, weight_of(cls, weight))
+
+
+ADVERSARIES = {
+    "uniform": (tell_class, hide_class),
+    "none": (tell_class, hide_nothing),
+    "reversal": (tell_class, hide_reversed),
+    "inverted": (tell_class, hide_inverted),
+    "entropy": (tell_probability, hide_entropy),
+}
+"""What the discriminator of f_f learns, and what the encoder answers: the paper's, then what the course compares."""
+
+
 def weight_of(cls: Tensor, weight: Tensor) -> Tensor:
     """The weight of each label: cls (B, n), weight (n, L) -> (B, n); 0 where the label is missing."""
     rows = weight.expand(len(cls), -1, -1).gather(2, cls.clamp_min(0).unsqueeze(-1)).squeeze(-1)

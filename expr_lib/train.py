@@ -25,6 +25,7 @@ from tqdm import tqdm
 from expr_lib import checkpoint, model, processes
 from expr_lib.datasets import FaceData, batches, held_out_pairs, to_float, to_uint8
 from expr_lib.losses import (
+    ADVERSARIES,
     agreement_loss,
     au_loss,
     au_weights,
@@ -67,6 +68,7 @@ class TrainConfig:
     lr_d: float = 3e-4  # discriminators
     cooldown: float = 0.3  # share of the steps over which all learning rates fall to 0 at the end
     feature_d_steps: int = 2  # updates of D_f and D_r for each step; they are tiny and must keep up with the encoder
+    adversary: Literal["uniform", "none", "reversal", "inverted", "entropy"] = "uniform"  # how f_f hides the AUs
     detach_f_r: bool = True  # reconstruction does not reach f_r, so identity cannot be smuggled into it
     consistency: Literal["self", "cycle"] = "self"  # "self-reconstructed" in swap consistency: G(f_f, f_r) or I-hat
     ema: float = 0.999  # decay of the averaged weights, those that are shipped
@@ -155,7 +157,7 @@ def update_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
     descend(nets, nets.opt_D, sum(loss.values()))
     for _ in range(c.feature_d_steps):
         with nets.accelerator.autocast():
-            loss["D_f"] = tell_class(nets.D_f(out.f_f.detach()), batch.cls, nets.class_weight)
+            loss["D_f"] = ADVERSARIES[c.adversary][0](nets.D_f(out.f_f.detach()), batch.cls, nets.class_weight)
             if nets.D_r is not None:
                 loss["D_r"] = tell_class(nets.D_r(out.f_r.detach()), batch.subject, nets.subject_weight)
         descend(nets, nets.opt_f, sum(loss[k] for k in ("D_f", "D_r") if k in loss))
@@ -172,7 +174,7 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
         loss["au"] = au_loss(logit, au, nets.au_weight)
         # disentangle: f_f must not tell the AUs, f_r must not tell the subject
         with frozen(nets.D_f):
-            loss["hide_au"] = hide_class(nets.D_f(out.f_f), batch.cls, nets.class_weight)
+            loss["hide_au"] = ADVERSARIES[c.adversary][1](nets.D_f(out.f_f), batch.cls, nets.class_weight)
         if nets.D_r is not None:
             with frozen(nets.D_r):
                 loss["hide_subject"] = hide_class(nets.D_r(out.f_r), batch.subject, nets.subject_weight)

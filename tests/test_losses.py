@@ -8,15 +8,21 @@ from torch import Tensor, tensor
 from torch.testing import assert_close
 
 from expr_lib.losses import (
+    ADVERSARIES,
     agreement_loss,
     au_loss,
     au_weights,
     class_weights,
     fool,
     hide_class,
+    hide_entropy,
+    hide_inverted,
+    hide_nothing,
+    hide_reversed,
     reconstruction_loss,
     tell_class,
     tell_images,
+    tell_probability,
 )
 
 NAN = math.nan
@@ -117,7 +123,58 @@ def test_who_knows_nothing_answers_uniformly_under_balanced_weights() -> None:
     assert_close(slope, torch.zeros(1, 1, 3), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("loss", [tell_class, hide_class])
+def test_reversal_is_the_discriminators_loss_turned_round() -> None:
+    score = tensor([[[0.2, 0.5, 0.1]]], requires_grad=True)
+    loss = hide_reversed(score, tensor([[1]]), torch.ones(1, 3))
+    assert_close(loss, tensor(-(0.2**2 + 0.5**2 + 0.1**2)))
+    assert_close(gradient(loss, score), tensor([[[-0.4, 1.0, -0.2]]]))
+
+
+def test_inverted_labels_ask_for_the_opposite() -> None:
+    score = tensor([[[0.2, 0.8]], [[0.7, 0.3]]], requires_grad=True)  # present, absent
+    loss = hide_inverted(score, tensor([[1], [0]]), torch.ones(1, 2))
+    assert_close(loss, tensor(((0.2 - 1) ** 2 + 0.8**2 + 0.7**2 + (0.3 - 1) ** 2) / 2))
+    assert_close(gradient(loss, score), tensor([[[-0.8, 0.8]], [[0.7, -0.7]]]))
+    # four classes, one of them unknown to this AU: absent -> (0, 1/2, 1/2, ignored)
+    score, weight = tensor([[[0.0, 0.5, 0.5, 9.0]]]), tensor([[1.0, 2.0, 2.0, 0.0]])
+    assert hide_inverted(score, tensor([[0]]), weight) == 0
+    assert_close(hide_inverted(score, tensor([[2]]), weight), tensor(1 + 0.25 + 0.25))
+
+
+def test_entropy_is_zero_in_doubt_and_log_c_when_certain() -> None:
+    weight = tensor([[1.0, 1.0, 0.0]])
+    assert_close(hide_entropy(tensor([[[3.0, 3.0, 99.0]]]), tensor([[0]]), weight), tensor(0.0))
+    assert_close(hide_entropy(tensor([[[50.0, 0.0, 99.0]]]), tensor([[0]]), weight), tensor(math.log(2)))
+    # p = (3/4, 1/4): ln 2 + 0.75 ln 0.75 + 0.25 ln 0.25 = 0.130812; slope p_c (ln p_c + H), H = 0.562335
+    score = tensor([[[math.log(3.0), 0.0, 7.0]]], requires_grad=True)
+    loss = hide_entropy(score, tensor([[1]]), weight)
+    assert_close(loss, tensor(0.130812))
+    slope = 0.75 * (math.log(0.75) + 0.562335)
+    assert_close(gradient(loss, score), tensor([[[slope, -slope, 0.0]]]))
+
+
+def test_tell_probability_is_cross_entropy_over_the_classes_there_are() -> None:
+    score = tensor([[[math.log(3.0), 0.0, 7.0]]], requires_grad=True)
+    loss = tell_probability(score, tensor([[1]]), tensor([[1.0, 1.0, 0.0]]))
+    assert_close(loss, tensor(math.log(4.0)))
+    assert_close(gradient(loss, score), tensor([[[0.75, -0.75, 0.0]]]))
+
+
+def test_without_an_adversary_nothing_is_asked_of_the_encoder() -> None:
+    loss = hide_nothing(torch.randn(2, 3, 4, requires_grad=True), torch.zeros(2, 3, dtype=torch.long), torch.ones(3, 4))
+    assert loss == 0 and not loss.requires_grad
+
+
+@pytest.mark.parametrize("loss", sorted({f for pair in ADVERSARIES.values() for f in pair} - {hide_nothing}, key=str))
+@pytest.mark.parametrize("cls", [torch.zeros(4, 3, dtype=torch.long), torch.full((4, 3), 3)])
+def test_every_adversary_bears_only_absent_and_only_strongest_aus(loss, cls) -> None:  # type: ignore[no-untyped-def]
+    score = (100 * torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    for weight in (torch.ones(3, 4), class_weights(cls, 4)):  # the second: no AU ever has any other class
+        value = loss(score, cls, weight)
+        assert value.isfinite() and gradient(value, score).isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [tell_class, hide_class, hide_reversed, hide_inverted, tell_probability, hide_entropy])
 def test_a_class_missing_in_the_batch_and_missing_labels(loss) -> None:  # type: ignore[no-untyped-def]
     weight = class_weights(tensor([[0, 1], [1, 2], [2, 0]]), 3)
     score = torch.randn(2, 2, 3, requires_grad=True)
@@ -142,6 +199,10 @@ def test_without_any_label_every_supervised_loss_is_exactly_zero_and_has_no_slop
         (tell_class(score, cls, weight), score),
         (hide_class(score, cls, weight), score),
         (tell_class(score, torch.zeros_like(cls), torch.zeros(2, 4)), score),
+        (hide_reversed(score, cls, weight), score),
+        (hide_inverted(score, cls, weight), score),
+        (tell_probability(score, cls, weight), score),
+        (hide_entropy(score, cls, weight), score),
     ):
         assert value == 0
         assert gradient(value, of).eq(0).all()

@@ -184,6 +184,20 @@ def test_without_subjects_there_is_no_subject_discriminator(tiny_faces: FaceData
     assert "D_r" not in loss and "hide_subject" not in loss and loss["G"].isfinite()
 
 
+@pytest.mark.parametrize("adversary", ["uniform", "none", "reversal", "inverted", "entropy"])
+def test_every_adversary_trains_both_sides_and_keeps_them_apart(nets: Nets, batch: Batch, adversary: str) -> None:
+    only = train.Weights(**dict.fromkeys(train.Weights.__annotations__, 0.0) | {"hide_au": 1.0})
+    c = replace(TINY, adversary=adversary, weights=only)
+    out, before, others = both_passes(nets.swapper, batch.x, True), bits(nets.swapper), bits(nets.D)
+    loss = train.update_D(nets, batch, out, c)
+    assert changed(nets.swapper, before) == set() and loss["D_f"] > 0
+    d_f = bits(nets.D_f)
+    train.update_G(nets, batch, out, c)
+    assert changed(nets.D_f, d_f) == set() and changed(nets.D, others)
+    hides = any("DG.free" in name for name in reached(nets.swapper))
+    assert hides == (adversary != "none")
+
+
 @pytest.mark.parametrize("consistency", ["self", "cycle"])
 def test_a_batch_without_any_label_still_trains(nets: Nets, batch: Batch, consistency: str) -> None:
     none = replace(batch, au=torch.full_like(batch.au, torch.nan), cls=torch.full_like(batch.cls, -1))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +23,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from expr_lib.datasets import FaceData, to_float
+from expr_lib.datasets import FaceData, sha256, to_float
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 from expr_lib.metrics import icc31, pearson
 
@@ -32,6 +32,8 @@ SIZE = 64
 """Pixels a side at which the judges look; other sizes are resized first."""
 FALSE_ACCEPTS = 0.01
 """Share of pairs of different people that the identity judge takes for one person."""
+FALSE_ALARMS = 0.01
+"""Share of held-out renders that are called unfamiliar."""
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -129,6 +131,16 @@ class IdentityJudge(nn.Module):
     def embed(self, features: Tensor) -> Tensor:
         """Features -> unit embedding (B, 128)."""
         return F.normalize(self.head(features).float(), dim=1)
+
+    def statistics(self, image: Tensor) -> Tensor:
+        """Mean and spread over places of every channel after each of the four stages, (B, 22 * width): a fingerprint of
+        what an image looks like, coarse and fine, whoever it shows."""
+        x, parts = _resize(image), list[Tensor]()
+        for k, layer in enumerate(list(self.trunk)[:8]):
+            x = layer(x)
+            if k in (2, 4, 6, 7):  # the residual blocks and the last convolution
+                parts += [x.mean((2, 3)).float(), x.std((2, 3)).float()]  # (B, C) each
+        return torch.cat(parts, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.embed(self.features(image))
@@ -304,6 +316,68 @@ def pair_cosines(embedding: Tensor, subject: np.ndarray, *, limit: int = 4000) -
     return cosine[same], cosine[~same]
 
 
+# -- how far is an image from the faces that everything here was trained on? ----------------------------------------
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """What held-out renders look like to the identity judge, and how far they stray: the scale for other images."""
+
+    judge: IdentityJudge
+    mean: Tensor  # (22 * width,) of their statistics
+    spread: Tensor  # (22 * width,)
+    limit: float = 1.0  # distance that a share FALSE_ALARMS of held-out renders exceeds
+
+    @torch.no_grad()
+    def distance(self, image: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> (B,), above 1: further than 99 of 100 held-out renders.
+
+        Root mean square of the statistics in standard deviations, over ``limit``. It sees texture, colour and
+        sharpness, little of the arrangement: below 1 is no promise that a swap will work. Our choice.
+        """
+        z = (self.judge.statistics(image).cpu() - self.mean) / self.spread  # (B, 22 * width)
+        return z.square().mean(1).sqrt() / self.limit
+
+
+def calibrate(judge: IdentityJudge, first: FaceData, second: FaceData, *, device: str = "cpu") -> Familiar:
+    """Mean and spread of the statistics from the renders of ``first``, the limit from those of ``second``."""
+
+    def statistics(data: FaceData) -> Tensor:
+        rows = np.array_split(np.arange(len(data)), max(1, len(data) // 256))
+        with torch.no_grad():
+            return torch.cat([judge.statistics(to_float(data.pixels(part, device))).cpu() for part in rows])
+
+    known = statistics(first)  # (N, 22 * width)
+    familiar = Familiar(judge, known.mean(0), known.std(0).clamp(min=1e-3))
+    z = (statistics(second) - familiar.mean) / familiar.spread
+    return replace(familiar, limit=float(z.square().mean(1).sqrt().quantile(1 - FALSE_ALARMS)))
+
+
+def save_familiar(familiar: Familiar, folder: str | Path) -> None:
+    """Write ``familiar-64.safetensors`` beside the judges of a folder; it belongs to that very identity judge."""
+    path = Path(folder) / f"familiar-{SIZE}.safetensors"
+    about = {"format": str(FORMAT), "judge": sha256(_paths(Path(folder))[1])}
+    tensors = {"mean": familiar.mean, "spread": familiar.spread, "limit": torch.tensor(familiar.limit)}
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(serialize(tensors, about))
+    os.replace(part, path)
+
+
+def load_familiar(judge: IdentityJudge, folder: str | Path = WEIGHTS) -> Familiar:
+    """Read it back; ``FileNotFoundError``, or ``ValueError`` where it is damaged or of another judge."""
+    path = Path(folder) / f"familiar-{SIZE}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; expected what `expr-lib judges` writes beside the judges")
+    try:
+        with safe_open(path, "pt") as file:
+            found, (mean, spread, limit) = file.metadata(), map(file.get_tensor, ("mean", "spread", "limit"))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file: {error}") from None
+    if found.get("judge") != sha256(_paths(Path(folder))[1]):
+        raise ValueError(f"{path}: made for another identity judge; run `expr-lib judges` again")
+    return Familiar(judge, mean, spread, float(limit))
+
+
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -411,6 +485,7 @@ def train_judges(
         save_judge(id_path, id_judge)
 
     judges = load_judges(device, out)
+    save_familiar(calibrate(judges.identity, first, second, device=device), out)
     report = made | {
         "images": {"train": len(data) - len(held_out), "held out": len(held_out)},
         "au": judges.au.metadata["ceilings"],

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from expr_lib import judges as judges_module
-from expr_lib.datasets import FaceData
+from expr_lib.datasets import FaceData, to_float
 from expr_lib.facs import AU_NAMES
 from expr_lib.judges import (
     AUJudge,
@@ -19,11 +19,14 @@ from expr_lib.judges import (
     au_ceilings,
     au_loss,
     augment,
+    calibrate,
     cosface_loss,
     judge_all,
+    load_familiar,
     load_judge,
     load_judges,
     pair_cosines,
+    save_familiar,
     save_judge,
     train_au_judge,
     train_identity_judge,
@@ -140,7 +143,7 @@ def test_train_judges_reports_ships_and_does_not_train_twice(faces, tmp_path, mo
     assert set(report["au"]) == {"AU1", "AU2", "mean"}
     assert 0 <= report["identity"]["true_accepts"] <= 1 and report["identity"]["subjects"] == 10
     assert sorted(p.name for p in tmp_path.iterdir()) == [  # nothing half-written stays
-        "au-judge-64.safetensors", "id-judge-64.safetensors", "judges-64.json"
+        "au-judge-64.safetensors", "familiar-64.safetensors", "id-judge-64.safetensors", "judges-64.json"
     ]  # fmt: skip
     judges = load_judges(folder=tmp_path)
     assert isinstance(judges, Judges) and not judges.au.training and not judges.identity.training
@@ -159,6 +162,35 @@ def test_train_judges_reports_ships_and_does_not_train_twice(faces, tmp_path, mo
     assert train_judges("toy", tmp_path, config, progress=False) == report
     with pytest.raises(AssertionError, match="trained again"):
         train_judges("toy", tmp_path, replace(config, seed=1), progress=False)
+
+
+def test_what_is_unlike_held_out_faces_is_far_and_they_are_not(faces, tmp_path):
+    torch.manual_seed(0)
+    judge = IdentityJudge(8).eval()
+    first, second = (faces[faces.subject % 2 == k] for k in (0, 1))
+    familiar = calibrate(judge, first, second)
+    distance = familiar.distance(to_float(second.pixels(np.arange(len(second)))))
+    assert (distance > 1).float().mean() == pytest.approx(0.01, abs=0.005)  # one false alarm in a hundred
+    noise = torch.rand(4, 3, 64, 64) * 2 - 1
+    assert familiar.distance(noise).min() > 1.5 * distance.max()
+    assert judge.statistics(noise).shape == (4, 22 * 8)
+    save_judge(tmp_path / "id-judge-64.safetensors", judge)
+    save_familiar(familiar, tmp_path)
+    assert torch.equal(load_familiar(judge, tmp_path).distance(noise), familiar.distance(noise))
+    save_judge(tmp_path / "id-judge-64.safetensors", IdentityJudge(8).eval())
+    with pytest.raises(ValueError, match=r"familiar-64\.safetensors: made for another identity judge"):
+        load_familiar(judge, tmp_path)
+    (tmp_path / "familiar-64.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"familiar-64\.safetensors: damaged"):
+        load_familiar(judge, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"familiar-64\.safetensors: not found"):
+        load_familiar(judge, tmp_path / "elsewhere")
+
+
+def test_the_shipped_scale_belongs_to_the_shipped_judge():
+    familiar = load_familiar(load_judges().identity)
+    assert familiar.mean.shape == familiar.spread.shape == (704,) and 1 < familiar.limit < 3
+    assert familiar.distance(torch.rand(2, 3, 64, 64) * 2 - 1).min() > 1
 
 
 def test_train_judges_wants_people_to_be_measured_on(faces, tmp_path, monkeypatch):

@@ -218,3 +218,10 @@ def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, heig
     text = name if isinstance(result, Aligned) else f"{name}\n\nleft out:\n" + "\n".join(wrap(result, 46))
     draw.multiline_text((3 * pad + 2 * height, pad + 4), text, fill="#222222", font_size=17, spacing=6)
     return np.array(row)
+
+
+def beside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Two pictures (H, W, 3) side by side, both as high as the lower one."""
+    height = min(len(a), len(b))
+    scaled = [Image.fromarray(x).resize((round(x.shape[1] * height / len(x)), height)) for x in (a, b)]
+    return np.concatenate([np.array(x) for x in scaled], axis=1)

@@ -84,12 +84,14 @@ def swap(
     inputs: bool = False,
     only: tuple[str, ...] = (),
     amount: float = 1.0,
+    photographs: bool = False,
     checkpoint: Checkpoint = SHIPPED,
 ) -> None:
     """Swap the expressions of two image files: left, A with the expression of B; right, B with the expression of A.
 
-    The largest centred square of each image is used: crop so that one face fills about two thirds of its width.
-    The shipped weights have seen rendered faces only; on photographs expect the gist at best.
+    The largest centred square of each image is used; with --photographs the face is found, swapped and pasted back.
+    The shipped weights have seen rendered faces only: on photographs expect the gist at best. A line on stderr says
+    when an image is far from what they know.
 
     Args:
         a: an image file (PNG, JPEG, WebP, TIFF, ...).
@@ -98,10 +100,12 @@ def swap(
         inputs: put the two input squares above the two results.
         only: action units to swap, such as AU12 AU25; all where none is named.
         amount: how far to go, from 0 (own expression) to 1 (the other's).
+        photographs: find the face in each and paste the result back (extra photographs).
         checkpoint: weights of the swapper (.safetensors).
     """
     import numpy as np
 
+    from expr_lib.align import align, beside, paste
     from expr_lib.images import read_image, square, write_png
 
     images = [read_image(path) for path in (a, b)]  # before the networks are imported: a wrong file is told at once
@@ -110,10 +114,21 @@ def swap(
 
     swapper = load(checkpoint)
     size = swapper.config.size
-    faces = np.stack([square(image, size) for image in images])  # (2, S, S, 3)
+    aligned = []
+    for path, image in zip((a, b), images, strict=True) if photographs else ():
+        try:
+            aligned.append(align(image, size))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    faces = np.stack([cut.face for cut in aligned] or [square(image, size) for image in images])  # (2, S, S, 3)
+    _say_if_unfamiliar(checkpoint, (a, b), faces)
     swapped = np.stack(swap_images(swapper, faces[0], faces[1], amounts(swapper.au_names, only, amount)))
     rows = np.stack([faces, swapped] if inputs else [swapped])  # (R, 2, S, S, 3)
-    write_png(out, rows.transpose(0, 2, 1, 3, 4).reshape(-1, 2 * size, 3))  # -> (R * S, 2 * S, 3)
+    picture = rows.transpose(0, 2, 1, 3, 4).reshape(-1, 2 * size, 3)  # (R, 2, S, S, 3) -> (R * S, 2 * S, 3)
+    if photographs:
+        done = [paste(image, face, cut) for image, face, cut in zip(images, swapped, aligned, strict=True)]
+        picture = np.concatenate([beside(*row) for row in ((images, done) if inputs else (done,))])
+    write_png(out, picture)
     print(f"{out}: {a.name} with the expression of {b.name}, and the other way round")
 
 
@@ -383,6 +398,23 @@ def _held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
     from expr_lib.faces.sample import FacesConfig, plan_faces
 
     return plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=seed, val=0.0, test=1.0))
+
+
+def _say_if_unfamiliar(checkpoint: Path, names: Sequence[Path], faces: Any) -> None:
+    """One line on stderr for each image (S, S, 3) that is far from the rendered faces a checkpoint was trained on."""
+    import torch
+
+    from expr_lib.checkpoint import load
+    from expr_lib.datasets import to_float
+    from expr_lib.judges import load_familiar, load_judges
+
+    if str(load(checkpoint)[1].get("data", {}).get("generator", "")).startswith("import"):
+        return  # trained on other faces than those that the scale was made with
+    images = to_float(torch.from_numpy(faces)).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
+    for name, distance in zip(names, load_familiar(load_judges().identity).distance(images).tolist(), strict=True):
+        if distance > 1:
+            known = "99 of 100 rendered faces are below 1.00"
+            print(f"expr-lib: {name} is unlike the faces these weights know: {distance:.2f}, {known}", file=sys.stderr)
 
 
 def _judges(checkpoint: Path, seed: int = HELD_OUT_SEED, device: str = "cpu") -> "Judges":

@@ -139,8 +139,11 @@ def crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     map_ = np.hstack([back[:, :2] / size, back[:, 2:]])
     map_[:, 2] -= low
     map_ *= stretch[:, None]
-    turned = part.transform((size, size), Image.Transform.AFFINE, map_.flatten().tolist(), Image.Resampling.BICUBIC)
-    return np.array(turned)
+    form = ((size, size), Image.Transform.AFFINE, map_.flatten().tolist(), Image.Resampling.BICUBIC)
+    channels = (Image.fromarray(channel) for channel in np.array(part, np.float32).transpose(2, 0, 1))
+    # as floats, one channel at a time: of bytes Pillow would cut the fractions off
+    turned = np.stack([np.array(channel.transform(*form)) for channel in channels], -1)
+    return turned.round().clip(0, 255).astype(np.uint8)
 
 
 def face_mask(size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +176,44 @@ def ship(source: str | Path, target: str | Path) -> None:
     """Copy only what is needed at run time, the averaged (EMA) weights and the metadata, from a run's checkpoint."""
     tensors, metadata = load(source)
     save(target, {name: tensor for name, tensor in tensors.items() if name.startswith("ema.")}, metadata)
+
+
+PER_AU = {  # tensors of the swapper that have a part for each AU: name -> axis
+    "DG.related.to_f_r.weight": 0, "DG.related.to_f_r.bias": 0, "DG.related.readout": 0, "DG.related.bias": 0,
+    "DG.G.style.0.weight": 1, "DG.G.gate.weight": 0, "DG.G.gate.bias": 0, "DG.G.paint": 0,
+}  # fmt: skip
+SAYS = ("DG.G.style.0.weight", "DG.G.paint")
+"""Through these an AU changes the image; for a new one they begin at 0, so that the image stays as it was at first."""
+
+
+def fine_tune_config(path: str | Path, size: int, n_aus: int) -> ModelConfig:
+    """The model of a checkpoint for data with images of `size` pixels and `n_aus` AUs; ValueError for another size."""
+    config = model_config(load(path)[1], path)
+    if config.size != size:
+        raise ValueError(f"{path}: made for images of {config.size} pixels, found data of {size}")
+    if len(config.levels) > 1:
+        raise ValueError(f"{path}: has AU classes of its own for each AU, expected one number of classes for all")
+    return replace(config, n_aus=n_aus)
+
+
+def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
+    """Fill a new swapper with the averaged weights of a checkpoint that may have other AUs, found by name.
+
+    Shared AUs keep their heads, wherever they stand in the order; new AUs have fresh ones; the heads of AUs that the
+    swapper lacks are dropped. Returns the names as {"kept", "new", "dropped"}.
+    """
+    tensors, about = load(path)
+    before, now = tuple(about["au_names"]), tuple(swapper.au_names)
+    kept = [name for name in now if name in before]
+    rows, from_rows = [now.index(name) for name in kept], [before.index(name) for name in kept]
+    given = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
+    own = swapper.state_dict()
+    for name, axis in PER_AU.items() if given else ():
+        fresh = own[name].clone().movedim(axis, 0).unflatten(0, (len(now), -1))  # (n * d, ...) -> (n, d, ...)
+        old = given[name].movedim(axis, 0).unflatten(0, (len(before), -1)).to(fresh)
+        if name in SAYS:
+            fresh.zero_()
+        fresh[rows] = old[from_rows]
+        given[name] = fresh.flatten(0, 1).movedim(0, axis).reshape(own[name].shape).contiguous()
+    load_module("ema", swapper, {f"ema.{name}": tensor for name, tensor in given.items()}, path)
+    return {"kept": kept, "new": [n for n in now if n not in before], "dropped": [n for n in before if n not in now]}

@@ -235,6 +235,7 @@ def train_command() -> Callable[..., None]:
     def train(
         data: Annotated[Positional[Path], arg(metavar="DATA")] = Path("runs/faces"),
         run: Path = Path("runs/swap"),
+        start_from: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None,
         config: Annotated[training.TrainConfig, arg(name="")] = training.TrainConfig(),  # noqa: B008 (frozen)
     ) -> None:
         """Train a swapper on a data set folder; started again with the same --run, it goes on where it stopped.
@@ -242,8 +243,9 @@ def train_command() -> Callable[..., None]:
         Args:
             data: data set folder, made by `expr-lib faces`.
             run: folder for log.csv, samples/, tensorboard/ and checkpoint.safetensors.
+            start_from: weights to fine-tune; AUs that the data share with them keep their heads, others get new ones.
         """
-        print(training.train(config, FaceData.open(data), run))
+        print(training.train(config, FaceData.open(data), run, start_from))
 
     return train
 

@@ -342,7 +342,7 @@ def batch_of(pairs: Any, subjects: Tensor, config: TrainConfig) -> Batch:
     return Batch(x, au, au_classes(au, config.model.au_levels), index[:, None])
 
 
-def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
+def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str | Path | None = None) -> Path:
     """Train, or go on with what stands in `run`, and return the path of the checkpoint.
 
     `run` gets log.csv, tensorboard/, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs),
@@ -350,13 +350,21 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
     A run that was killed and started again ends, on the CPU, with the same bits as one that was not. SIGINT and SIGTERM
     save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite or
     exceeds `EXPLODED`; ValueError for data, model or batch sizes that do not fit.
+
+    With `start_from` a new run begins with the swapper of that checkpoint, AU heads found by name: fine-tuning.
     """
     run, path = Path(run), Path(run) / "checkpoint.safetensors"
     (run / "samples").mkdir(parents=True, exist_ok=True)
     config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
+    if start_from:
+        model_of = checkpoint.fine_tune_config(start_from, data.size, len(data.au_names))
+        config = replace(config, model=model_of)
     learn = data.subset("train")
     nets = build_nets(config, learn)
     here = nets.accelerator
+    if start_from:
+        heads = checkpoint.start_from(start_from, nets.swapper)
+        nets.ema.load_state_dict(nets.swapper.state_dict())
     for size in (config.warmup_batch_size, config.batch_size):
         if size % here.num_processes:
             raise ValueError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
@@ -367,6 +375,10 @@ def train(config: TrainConfig, data: FaceData, run: str | Path) -> Path:
     log = Log(run, start) if here.is_main_process else None
     bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, disable=log is None)
     about = {"train": {k: v for k, v in asdict(config).items() if k != "model"}, "data": data.meta}
+    if start_from:
+        about["start"] = {"from": str(start_from), "heads": heads}
+        which = "; ".join(f"{what} {', '.join(names) or 'none'}" for what, names in heads.items())
+        bar.write(f"AU heads of {start_from}: {which}")
 
     with stop_signals() as stop, bar:
         for step in range(start, config.steps):

@@ -158,3 +158,39 @@ def test_adam_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
         return net.weight.detach()
 
     assert torch.equal(run(6, None), run(6, 3))
+
+
+def test_shared_aus_keep_their_heads_in_any_order_and_new_ones_leave_the_image_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    old = Swapper(ModelConfig(size=16, n_aus=3, width=16, width_r=16))
+    old.au_names = AUS
+    checkpoint.save(tmp_path / "old", checkpoint.module_tensors("ema", old), checkpoint.describe(old))
+    new = Swapper(checkpoint.fine_tune_config(tmp_path / "old", 16, 4))
+    new.au_names = ("AU26", "AU4", "AU1", "AU12")
+    heads = checkpoint.start_from(tmp_path / "old", new)
+    assert heads == {"kept": ["AU26", "AU1", "AU12"], "new": ["AU4"], "dropped": []}
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        (f_f, f_r), (f_f_old, f_r_old) = new.eval().encode(image), old.eval().encode(image)
+        assert torch.equal(f_f, f_f_old) and torch.equal(f_r[:, [2, 3, 0]], f_r_old)
+        torch.testing.assert_close(new.DG.au(f_r)[:, [2, 3, 0]], old.DG.au(f_r_old))
+        torch.testing.assert_close(new.generate(f_f, f_r), old.generate(f_f, f_r_old))
+        other = f_r.clone()
+        other[:, 1] = 1.0  # the new AU has no say yet ...
+        assert torch.equal(new.generate(f_f, other), new.generate(f_f, f_r))
+    new.generate(f_f, f_r).sum().backward()
+    assert new.DG.G.paint.grad is not None and new.DG.G.paint.grad[1].abs().sum() > 0  # ... and can learn to have one
+
+
+def test_heads_that_the_data_lack_are_dropped_and_what_cannot_fit_is_told(path: Path, tmp_path: Path) -> None:
+    old = Swapper(ModelConfig(size=16, n_aus=3, width=16, width_r=16))
+    old.au_names = AUS
+    checkpoint.save(tmp_path / "old", checkpoint.module_tensors("ema", old), checkpoint.describe(old))
+    new = Swapper(checkpoint.fine_tune_config(tmp_path / "old", 16, 1))
+    new.au_names = ("AU12",)
+    assert checkpoint.start_from(tmp_path / "old", new) == {"kept": ["AU12"], "new": [], "dropped": ["AU1", "AU26"]}
+    assert torch.equal(new.DG.related.readout[0], old.DG.related.readout[1])
+    with pytest.raises(ValueError, match="made for images of 16 pixels, found data of 64"):
+        checkpoint.fine_tune_config(tmp_path / "old", 64, 1)
+    with pytest.raises(ValueError, match="AU classes of its own"):
+        checkpoint.fine_tune_config(path, 16, 1)

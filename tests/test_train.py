@@ -419,3 +419,24 @@ def test_two_processes_learn_as_one(two: Path, tiny_folder: Path, tmp_path: Path
     one, both = (pd.read_csv(run / "log.csv") for run in (tmp_path, two))
     assert len(one) == 24
     pd.testing.assert_frame_equal(one, both, check_exact=False, rtol=1e-4, atol=1e-4)
+
+
+def test_fine_tuning_says_which_heads_it_keeps_and_learns_from_labels_that_are_missing(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = FaceData.open(tiny_folder)
+    first = train.train(TINY, data, tmp_path / "first")
+    labels = data.au.copy()
+    labels[:, 2] = np.nan  # an AU that nobody labelled
+    labels[::2, 0] = np.nan
+    other = replace(data, au=labels, au_names=("AU26", "AU4", "AU12"))
+    path = train.train(replace(TINY, steps=8, warmup_steps=2), other, tmp_path / "second", first)
+    told = f"AU heads of {first}: kept AU26, AU12; new AU4; dropped AU1"
+    output = capsys.readouterr()
+    assert told in output.out + output.err
+    _, about = checkpoint.load(path)
+    assert about["start"]["heads"] == {"kept": ["AU26", "AU12"], "new": ["AU4"], "dropped": ["AU1"]}
+    swapper = load_swapper(path)
+    assert swapper.au_names == other.au_names and all(p.isfinite().all() for p in swapper.parameters())
+    with (tmp_path / "second/log.csv").open() as file:
+        assert all(float(row["au"]) < 10 for row in csv.DictReader(file))

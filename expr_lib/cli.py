@@ -113,7 +113,7 @@ def swap(
     from expr_lib.swap import amounts, load, swap_images
 
     swapper = load(checkpoint)
-    size = swapper.config.size
+    size, weights = swapper.config.size, amounts(swapper.au_names, only, amount)
     aligned = []
     for path, image in zip((a, b), images, strict=True) if photographs else ():
         try:
@@ -121,8 +121,7 @@ def swap(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     faces = np.stack([cut.face for cut in aligned] or [square(image, size) for image in images])  # (2, S, S, 3)
-    _say_if_unfamiliar(checkpoint, (a, b), faces)
-    swapped = np.stack(swap_images(swapper, faces[0], faces[1], amounts(swapper.au_names, only, amount)))
+    swapped = np.stack(swap_images(swapper, faces[0], faces[1], weights))
     rows = np.stack([faces, swapped] if inputs else [swapped])  # (R, 2, S, S, 3)
     picture = rows.transpose(0, 2, 1, 3, 4).reshape(-1, 2 * size, 3)  # (R, 2, S, S, 3) -> (R * S, 2 * S, 3)
     if photographs:
@@ -130,6 +129,7 @@ def swap(
         picture = np.concatenate([beside(*row) for row in ((images, done) if inputs else (done,))])
     write_png(out, picture)
     print(f"{out}: {a.name} with the expression of {b.name}, and the other way round")
+    _say_if_unfamiliar(checkpoint, (a, b), faces)
 
 
 def faces_command() -> Callable[..., None]:

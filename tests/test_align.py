@@ -199,6 +199,19 @@ def test_the_commands_take_photographs_end_to_end(rendered, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "contact-sheet.png"]
     assert read_image(tmp_path / "out/a.png").shape == (64, 64, 3)
 
+    swap = ["swap", str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg"), "--photographs", "--inputs"]
+    cli.main([*swap, "-o", str(tmp_path / "swap.png")])
+    assert "unlike" not in capsys.readouterr().err  # rendered faces are what the weights know
+    picture = read_image(tmp_path / "swap.png").astype(int)
+    assert picture.shape == (640, 800, 3)  # the photographs above, the results below
+    changed = (np.abs(picture[:320] - picture[320:]) > 0).any(-1)
+    assert changed[40:296, 70:326].mean() > 0.2 and not changed[:, 340:400].any() and not changed[:30].any()
+    cli.main(["swap", str(tmp_path / "a.jpg"), str(tmp_path / "nobody.png"), "-o", str(tmp_path / "swap.png")])
+    assert f"{tmp_path / 'nobody.png'} is unlike the faces these weights know" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*swap[:2], str(tmp_path / "nobody.png"), "--photographs"])
+    assert "nobody.png: found no face" in capsys.readouterr().err
+
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, tmp_path, capsys):
     aligning._models.cache_clear()

@@ -224,7 +224,7 @@ def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, heig
 
 
 def beside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Two pictures (H, W, 3) side by side, both as high as the lower one."""
-    height = min(len(a), len(b))
+    """Two pictures (H, W, 3) side by side, both as high as the higher one, 1200 pixels at most."""
+    height = min(max(len(a), len(b)), 1200)
     scaled = [Image.fromarray(x).resize((round(x.shape[1] * height / len(x)), height)) for x in (a, b)]
     return np.concatenate([np.array(x) for x in scaled], axis=1)

@@ -166,7 +166,7 @@ def import_command() -> Callable[..., None]:
         out: Annotated[Positional[Path], arg(metavar="FOLDER")],
         config: Annotated[ImportConfig, arg(name="")] = ImportConfig(),  # noqa: B008 (frozen)
     ) -> None:
-        """Bring in real data with AU labels, or finish an import that was interrupted; layouts: docs/real_data.md.
+        """Bring in real data with AU labels, or finish an import that was interrupted; layouts: data/real_data.md.
 
         Args:
             kind: table, openface, pyfeat, disfa, bp4d (and BP4D+), ckplus, rafd or ganimation.

@@ -101,6 +101,8 @@ def _looks_like(path: Path) -> str:
     """What a file that is no image seems to be."""
     with path.open("rb") as file:
         start = file.read(512)
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+        return "found HEIC, which cannot be read here (save it as JPEG or PNG)"
     if not start:
         return "found an empty file"
     try:

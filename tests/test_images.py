@@ -125,7 +125,9 @@ def test_no_such_file_and_a_folder(tmp_path):
 
 
 def test_text_noise_and_emptiness_by_the_name_of_png(tmp_path):
-    for content, expected in ((b"hello\n", "found text"), (bytes(range(256)), "no image format"), (b"", "empty file")):
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    known = ((b"hello\n", "found text"), (bytes(range(256)), "no image format"), (b"", "empty file"), (heic, "HEIC"))
+    for content, expected in known:
         (tmp_path / "not.png").write_bytes(content)
         assert expected in refused(tmp_path / "not.png")
 

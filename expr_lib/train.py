@@ -378,7 +378,8 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
     if start_from:
         about["start"] = {"from": str(start_from), "heads": heads}
         which = "; ".join(f"{what} {', '.join(names) or 'none'}" for what, names in heads.items())
-        bar.write(f"AU heads of {start_from}: {which}")
+        if log:
+            bar.write(f"AU heads of {start_from}: {which}")
 
     with stop_signals() as stop, bar:
         for step in range(start, config.steps):

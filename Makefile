@@ -3,16 +3,19 @@
 # make lab     JupyterLab in notebooks/
 # make lint    ruff and mypy alone
 # make results measure the shipped weights: table and picture of the README, benchmarks/results/swap-64.json
-# make clean   forget .venv and build/
+# make assignments               the course assignments for students, one zip each, in build/assignments
+# make grade SUBMISSIONS=folder  grade what came back: <student>/<assignment>.ipynb or .zip -> build/grades
+# make clean   forget .venv and build/, but not build/grades
 
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
+GRADER := .venv-grading
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab results clean
+.PHONY: help setup demo test lint lab results assignments grade clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -26,6 +29,13 @@ $(READY): pyproject.toml constraints.txt $(if $(shell $(BIN)/python -c 1 2>/dev/
 	@$(BIN)/python -c 1 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned packages into $(VENV) (a minute or two on a fast line) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[course,dev]"
+	@touch $@
+
+# nbgrader adds panels to JupyterLab, so it lives in an environment of its own.
+$(GRADER)/.ready: pyproject.toml constraints.txt $(if $(shell $(GRADER)/bin/python -c 1 2>/dev/null && echo ok),,rebuild)
+	@$(GRADER)/bin/python -c 1 2>/dev/null || $(PYTHON) -m venv --clear $(GRADER)
+	@echo "Installing nbgrader and the pinned packages into $(GRADER) ..."
+	@$(GRADER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[course,assignments]"
 	@touch $@
 
 .PHONY: rebuild
@@ -43,7 +53,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # One thread for each test process: two processes share two cores better than four threads do.
-test: lint
+test: lint $(GRADER)/.ready
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --durations=15
 
 results: $(READY)
@@ -51,5 +61,13 @@ results: $(READY)
 	$(BIN)/expr-lib demo
 	@mkdir -p notebooks/figures && cp build/demo/swap.png notebooks/figures/swap.png
 
+assignments: $(GRADER)/.ready
+	@$(GRADER)/bin/python assignments/grade.py release
+
+grade: $(GRADER)/.ready
+	@test -d "$(SUBMISSIONS)" || { echo "make grade SUBMISSIONS=folder: found no folder '$(SUBMISSIONS)'" >&2; exit 2; }
+	@$(GRADER)/bin/python assignments/grade.py "$(SUBMISSIONS)"
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(GRADER)
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name grades -exec rm -rf {} +; fi

@@ -43,3 +43,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_faces(tiny_folder: Path) -> FaceData:
     return FaceData.open(tiny_folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tables that tests record (`record_property("table", text)`) are shown below the results, whoever ran them."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    tables = [value for r in reports for key, value in r.user_properties if key == "table"]
+    for table in sorted(set(tables)):
+        terminalreporter.section(table.splitlines()[0])
+        terminalreporter.write_line("\n".join(table.splitlines()[1:]))

@@ -162,7 +162,7 @@ def weight_of(cls: Tensor, weight: Tensor) -> Tensor:
 def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
     """L = mean |image - target|. Self-reconstruction with G(f_f, f_r), cross-cycle with I-hat; both against I.
 
-    Source: both terms are in the paper's abstract and the sister code; L1 is the sister code's.
+    Source: sister code, both terms and L1; the paper's abstract names the self-reconstructed images.
     """
     return F.l1_loss(image.float(), target.float())
 
@@ -179,7 +179,8 @@ def tell_images(real: Tensor, fake: Tensor) -> Tensor:
     """Discriminator:  L = 1/2 [mean (D(real) - 1)^2 + mean D(fake)^2]:  least squares (LSGAN, Mao et al., 2017).
 
     Patch scores of any shape. Used twice: realism (real images against synthesized ones) and swap consistency
-    (self-reconstructed images against synthesized ones). Source: both in the paper's abstract; least squares is ours.
+    (self-reconstructed images against synthesized ones). Source: swap consistency is in the paper's abstract; realism
+    and least squares are our choice.
     """
     return 0.5 * ((real - 1).square().mean() + fake.square().mean())
 

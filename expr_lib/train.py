@@ -413,7 +413,8 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
                 metadata = checkpoint.describe(nets.ema, step=done, **about)
                 checkpoint.save(path, all_tensors(nets), metadata, keep_previous=True)
             if told:
-                bar.write(f"stopped after step {done}; saved in {path}; the same command goes on from there")
+                if log:
+                    bar.write(f"stopped after step {done}; saved in {path}; the same command goes on from there")
                 if stop and stop[0] == signal.SIGINT:
                     raise KeyboardInterrupt
                 raise SystemExit(128 + (stop[0] if stop else signal.SIGTERM))

@@ -12,17 +12,17 @@ from expr_lib import cli
 from expr_lib.evaluate import MARKERS, markdown_table
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "expr_lib" / "README.md"]
 RESULTS = ROOT / "benchmarks" / "results" / "swap-64.json"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_local_links_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", document.read_text()):
         assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_exist(document):
     text, makefile = document.read_text(), (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:^    |`)make ([a-z]+)", text, re.MULTILINE)):

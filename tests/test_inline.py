@@ -1,0 +1,141 @@
+"""What a notebook builds inline agrees, number by number, with what the library has under the same name."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+
+from expr_lib import datasets, losses, metrics, train
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+def inline(notebook: str, *names: str, **given: Any) -> SimpleNamespace:
+    """The functions of these names, as the code cells of a notebook define them; `given` is what they call besides."""
+    cells = nbformat.read(next(NOTEBOOKS.glob(f"{notebook}_*.ipynb")), as_version=4).cells
+    nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.parse(cell.source).body]
+    found = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    scope: dict[str, Any] = {"torch": torch, "F": F, "np": np, "nn": nn, "Tensor": Tensor} | given
+    flags = __future__.annotations.compiler_flag  # annotations stay text: they need no import
+    for name in names:
+        exec(compile(ast.Module([found[name]], []), f"notebook {notebook}: {name}", "exec", flags), scope)
+    return SimpleNamespace(**{name: scope[name] for name in names})
+
+
+def test_a_name_that_no_cell_defines_is_noticed():
+    with pytest.raises(KeyError, match="no_such_function"):
+        inline("00", "no_such_function")
+
+
+# -- 04 Swapping and swap consistency ------------------------------------------------------------------------------
+
+
+def test_04_losses_of_pictures():
+    here = inline("04", "reconstruction_loss", "tell_images", "fool")
+    x, y = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for name in ("reconstruction_loss", "tell_images"):
+        torch.testing.assert_close(getattr(here, name)(x, y), getattr(losses, name)(x, y))
+    torch.testing.assert_close(here.fool(x), losses.fool(x))
+
+
+def test_04_one_training_step_ends_with_the_librarys_weights(tiny_faces: datasets.FaceData):
+    learn = tiny_faces.subset("train")
+    c = train.TrainConfig(
+        batch_size=3, precision="fp32", device="cpu",
+        model=train.ModelConfig(size=16, n_aus=3, width=16, width_r=16, width_d=8, conditional=False),
+    )  # fmt: skip
+    here = inline(
+        "04", "descend", "partner", "both_passes", "reconstruction_loss", "tell_images", "fool", "update_D", "update_G",
+        Passes=train.Passes, augment=train.augment, frozen=train.frozen, au_loss=losses.au_loss,
+        hide_class=losses.hide_class, tell_class=losses.tell_class, agreement_loss=losses.agreement_loss,
+    )  # fmt: skip
+    after = []
+    for step in (here, train):
+        nets = train.replace(train.build_nets(c, learn), D_r=None)
+        nets.swapper.warm = True
+        nets.swapper.train()
+        pairs = datasets.pair_batch(learn, 0, c.batch_size, 0)
+        torch.manual_seed(0)
+        batch = train.batch_of(pairs, torch.from_numpy(np.unique(learn.subject)), c)
+        torch.manual_seed(1)  # f_f is noisy: the passes of both must draw the same noise
+        out = step.both_passes(nets.swapper, batch.x, True)
+        torch.manual_seed(2)
+        loss = step.update_D(nets, batch, out, c) | step.update_G(nets, batch, out, c)
+        after.append((loss, nets.swapper.state_dict(), nets.D.state_dict(), nets.D_f.state_dict()))
+    (loss, *networks), (expected, *expected_networks) = after
+    torch.testing.assert_close(loss, expected)
+    for network, expected_network in zip(networks, expected_networks, strict=True):
+        torch.testing.assert_close(network, expected_network, rtol=1e-4, atol=2e-5)
+
+
+# -- 05 Training for real ------------------------------------------------------------------------------------------
+
+
+def test_05_learning_rate_and_decay(tiny_faces: datasets.FaceData):
+    here = inline("05", "learning_rate", "decay")
+    c = train.TrainConfig(steps=1000, warmup_steps=200)
+    w = nn.Parameter(torch.zeros(1))
+    nets = SimpleNamespace(**{name: torch.optim.Adam([w]) for name in ("opt_G", "opt_D", "opt_f")})
+    for step in (0, 1, 3, 100, 199, 200, 350, 600, 701, 999):
+        train.set_learning_rates(nets, c, step)
+        assert here.learning_rate(c, step) == pytest.approx(nets.opt_G.param_groups[0]["lr"])
+        ema, model = nn.Linear(1, 1), nn.Linear(1, 1)
+        ema.weight.data.fill_(1.0), model.weight.data.fill_(0.0)
+        train.average(ema, model, c.ema, step)
+        assert here.decay(step, c) == pytest.approx(ema.weight.item())
+
+
+# -- 06 Does it work? ----------------------------------------------------------------------------------------------
+
+
+def test_06_measures():
+    here = inline("06", "masked_l1", "transfer_score", "icc31", "partial_correlation", "identity_kept")
+    g = torch.Generator().manual_seed(0)
+    image, truth = torch.randn(2, 6, 3, 8, 8, generator=g)
+    mask = torch.rand(6, 8, 8, generator=g) < 0.5
+    torch.testing.assert_close(here.masked_l1(image, truth, mask), metrics.masked_l1(image, truth, mask))
+    swap, self_, true = torch.rand(3, 50, generator=g)
+    torch.testing.assert_close(
+        here.transfer_score(swap, self_, true), metrics.transfer_score(swap, self_, true), equal_nan=True
+    )
+    x, y, z = torch.rand(3, 50, 4, generator=g).double()
+    torch.testing.assert_close(here.icc31(x, y), metrics.icc31(x, y))
+    torch.testing.assert_close(here.partial_correlation(x, y, z), metrics.partial_correlation(x, y, given=z))
+    torch.testing.assert_close(here.identity_kept(x[:, 0], 0.4), metrics.identity_kept(x[:, 0], 0.4))
+
+
+def test_06_bootstrap_over_people():
+    here, person = inline("06", "bootstrap"), np.arange(40) // 4
+    values = torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = here.bootstrap(lambda rows: float(values[rows].mean()), person, 200, seed=3)
+    expected = metrics.bootstrap(lambda rows: values[rows].mean(), person, n_resamples=200, seed=3)
+    assert found == pytest.approx([float(x) for x in expected])
+
+
+# -- 07 The feature spaces -----------------------------------------------------------------------------------------
+
+
+def test_07_scores_of_neighbours():
+    here = inline("07", "vote", "agreement", "company", "neighbours", "kept", NearestNeighbors=NearestNeighbors)
+    rng = np.random.default_rng(0)
+    group, values = np.repeat(np.arange(10), 6), rng.random((60, 2))
+    r = metrics.pearson(*(torch.from_numpy(x) for x in (values, values[::-1].copy())))
+    np.testing.assert_allclose(here.agreement(values, values[::-1]), r.numpy())
+    # points that are the values: strangers near by have nearly the same; of one's own group nobody votes
+    assert (here.agreement(here.vote(values, values, group, k=3), values) > 0.9).all()
+    own, shared = np.eye(10)[group] + 0.01 * rng.random((60, 10)), rng.random((10, 2))[group]  # a place, a value each
+    assert (here.agreement(here.vote(own, shared, group, k=5), shared) < 0.5).all()
+    assert here.company(own, group, k=5) == pytest.approx(1 / (5 / 59))
+    assert here.company(rng.random((60, 3)), group, k=5) < 2.5
+    assert here.kept(values, values) == 1.0 and here.kept(values, rng.random((60, 2))) < 0.5

@@ -1,6 +1,7 @@
 # make demo    two faces exchange expressions, the true answer beside them      (first time 2-5 minutes, then seconds)
 # make test    everything that must hold: lint, types, tests, notebooks
 # make lab     JupyterLab in notebooks/
+# make app     the expression mixer as a page of its own, in the browser
 # make lint    ruff and mypy alone
 # make results measure the shipped weights: table and picture of the README, benchmarks/results/swap-64.json
 # make assignments               the course assignments for students, one zip each, in build/assignments
@@ -15,7 +16,7 @@ GRADER := .venv-grading
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab results assignments grade clean
+.PHONY: help setup demo test lint lab app chromium results assignments grade clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -47,13 +48,22 @@ demo: $(READY)
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
+app: $(READY)
+	@$(BIN)/voila notebooks/app/mixer.ipynb
+
+# The widgets are tested in a real browser; where it is missing and cannot be installed, those tests are skipped and say so.
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
+	  echo "No Chromium here, and it could not be installed: the widgets will not be tested in a browser." >&2
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # One thread for each test process: two processes share two cores better than four threads do.
-test: lint $(GRADER)/.ready
+test: lint $(GRADER)/.ready chromium
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --durations=15
 
 results: $(READY)

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from expr_lib import checkpoint, plots
+from expr_lib.cli import held_out_faces
 from expr_lib.datasets import FaceData
 from expr_lib.evaluate import MEASURES, evaluate, write_results
 from expr_lib.faces.render import load_renderer
-from expr_lib.faces.sample import FacesConfig, plan_faces
 from expr_lib.judges import load_judges
 from expr_lib.train import TrainConfig, train
 
@@ -74,8 +74,7 @@ def figures(path: Path, pairs: int, device: str) -> dict[str, Any]:
     if kept.exists() and (found := json.loads(kept.read_text()))["made"] == made:
         return found
     swapper = checkpoint.load_swapper(path, device)
-    size = swapper.config.size
-    plan = plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=4610, val=0.0, test=1.0))
+    plan = held_out_faces(swapper.config.size)
     results = evaluate(
         swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_probe=1000,
         device=device,

@@ -25,6 +25,7 @@ from PIL import Image
 
 from expr_lib import datasets
 from expr_lib.datasets import FaceData, pair_batch
+from expr_lib.facs import AU_NAMES
 
 HEIGHT, WIDTH, PEOPLE = 218, 178, 1000
 
@@ -40,10 +41,9 @@ def make_source(root: Path, n: int) -> None:
         os.link(root / f"{i % 64}.jpg", root / f"photos/{i:06d}.jpg")
     for i in range(64):
         (root / f"{i}.jpg").unlink()
-    names = [f"AU{k}" for k in (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 43)]
     with (root / "labels.csv").open("w") as file:
-        file.write(",".join(["image", "subject", *names]) + "\n")
-        for i, au in enumerate(rng.uniform(0, 5, (n, len(names))).round(2)):
+        file.write(",".join(["image", "subject", *AU_NAMES]) + "\n")
+        for i, au in enumerate(rng.uniform(0, 5, (n, len(AU_NAMES))).round(2)):
             file.write(",".join([f"photos/{i:06d}.jpg", str(i % PEOPLE), *map(str, au)]) + "\n")
 
 

@@ -7,7 +7,6 @@ the thread that reads ahead. Writes benchmarks/results/train.json and prints the
 """
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
@@ -18,6 +17,7 @@ import torch
 from faces import machine
 
 from expr_lib.datasets import FaceData, batches
+from expr_lib.evaluate import write_results
 from expr_lib.train import TrainConfig, batch_of, build_nets, train_step
 
 
@@ -73,9 +73,7 @@ def main() -> None:
                 cells = [*list(row.values())[:4], *list(row.values())[5:7], f"{row['waiting_for_data']:.2%}"]
                 print("| " + " | ".join(map(str, [*cells, row["gpu_memory_mib"] or "–"])) + " |", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".partial")
-    partial.write_text(json.dumps({"machine": about, "data": args.data.name, "rows": rows}, indent=1) + "\n")
-    partial.replace(args.out)
+    write_results(args.out, {"machine": about, "data": args.data.name, "rows": rows})
     print(f"\nwritten: {args.out}")
 
 

@@ -118,13 +118,22 @@ def similarity(four: np.ndarray) -> np.ndarray:
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """The way back of a turn, scale and shift: (2, 3) -> (2, 3)."""
+    return np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+
+
+def magnification(matrix: np.ndarray, size: int) -> float:
+    """Pixels of a crop of ``size`` pixels for each pixel of the photograph."""
+    return float(np.hypot(matrix[0, 0], matrix[1, 0])) * size
+
+
 def crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """Look at a photograph (H, W, 3) through the frame of ``matrix`` -> (size, size, 3), without aliasing.
 
     Beyond the photograph its edge goes on.
     """
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0])) * size  # pixels of the crop for each pixel of the photograph
-    back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+    scale, back = magnification(matrix, size), inverse(matrix)
     corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]]) @ back.T  # (4, 2) in the photograph
     low, high = np.floor(corners.min(0)).astype(int) - 2, np.ceil(corners.max(0)).astype(int) + 3
     height, width = photo.shape[:2]
@@ -178,7 +187,7 @@ def paste(photo: np.ndarray, face: np.ndarray, aligned: Aligned) -> np.ndarray:
     face = match_color(face, aligned.face if len(aligned.face) == size else crop(photo, aligned.matrix, size))
     height, width = photo.shape[:2]
     to_face = (aligned.matrix * size).flatten().tolist()
-    shrinks = float(np.hypot(aligned.matrix[0, 0], aligned.matrix[1, 0])) * size
+    shrinks = magnification(aligned.matrix, size)
     picture = Image.fromarray(face)
     if shrinks > 1:  # the face has more pixels than its place in the photograph
         picture = picture.filter(ImageFilter.GaussianBlur(0.5 * (shrinks - 1)))
@@ -207,10 +216,8 @@ def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, heig
         size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
         row.paste(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS), (pad, pad))
         if isinstance(result, Aligned):
-            back = np.linalg.inv(np.vstack([result.matrix, [0, 0, 1]]))[:2]
-            frame = (
-                np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]]) @ back.T
-            )  # (5, 2) in the photograph
+            corners = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]])
+            frame = corners @ inverse(result.matrix).T  # (5, 2) in the photograph
             draw.line([(x + pad, y + pad) for x, y in frame * scale], fill="#56B4E9", width=2)
             for x, y in result.points * scale + pad:
                 draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill="#E69F00")

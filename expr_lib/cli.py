@@ -51,7 +51,7 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     from expr_lib.swap import load, swap_images
 
     swapper, judges, renderer = load(checkpoint), _judges(checkpoint), load_renderer()
-    plan = _held_out_faces(swapper.config.size)
+    plan = held_out_faces(swapper.config.size)
     results = evaluate(
         swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 8), n_resamples=200, n_probe=0,
         about={"checkpoint": checkpoint.name, "seed_of_people": HELD_OUT_SEED, "command": "expr-lib demo"},
@@ -298,7 +298,7 @@ def evaluate(
 
     device = _device(device)
     swapper, judges = load(checkpoint, device), _judges(checkpoint, seed, device)
-    plan, renderer = _held_out_faces(swapper.config.size, seed), load_renderer(device)
+    plan, renderer = held_out_faces(swapper.config.size, seed), load_renderer(device)
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
     command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}"
     about = {"command": command, "checkpoint": checkpoint.name}
@@ -395,7 +395,7 @@ def _device(name: str) -> str:
     return name
 
 
-def _held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
+def held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
     """A hundred people, ten expressions each, all of them held out."""
     from expr_lib.faces.sample import FacesConfig, plan_faces
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from expr_lib.datasets import FaceData, held_out_pairs, to_float
 from expr_lib.faces.render import Renderer
 from expr_lib.faces.sample import VERSION, FacePlan
 from expr_lib.facs import AU_NAMES
+from expr_lib.files import replace_file
 from expr_lib.judges import Judges
 from expr_lib.metrics import (
     bootstrap,
@@ -257,7 +257,7 @@ def _figure(value: float, low: float, high: float) -> dict[str, float | None]:
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
     """Write ``results`` as JSON, whole or not at all."""
-    _replace(Path(path), json.dumps(results, indent=2, allow_nan=False) + "\n")
+    replace_file(Path(path), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
 
 
 def markdown_table(results: dict[str, Any]) -> str:
@@ -293,10 +293,5 @@ def update_readme_table(readme: str | Path, results: dict[str, Any]) -> None:
     begin, end = (text.find(marker) for marker in MARKERS)
     if not 0 <= begin < end:
         raise ValueError(f"{readme}: found no pair of lines {MARKERS[0]!r} and {MARKERS[1]!r}, expected one")
-    _replace(readme, f"{text[: begin + len(MARKERS[0])]}\n{markdown_table(results)}\n{text[end:]}")
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    new = f"{text[: begin + len(MARKERS[0])]}\n{markdown_table(results)}\n{text[end:]}"
+    replace_file(readme, new.encode())

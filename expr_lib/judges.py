@@ -9,7 +9,6 @@ metadata of the weights, measured with the very numbers that ship (half precisio
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from expr_lib.datasets import FaceData, sha256, to_float
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
+from expr_lib.files import replace_file
 from expr_lib.metrics import icc31, pearson
 
 FORMAT = 1
@@ -291,7 +291,9 @@ def train_identity_judge(
 
 
 @torch.no_grad()
-def judge_all(judge: nn.Module, data: FaceData, *, device: str = "cpu", batch_size: int = 256) -> Tensor:
+def judge_all(
+    judge: Callable[[Tensor], Tensor], data: FaceData, *, device: str = "cpu", batch_size: int = 256
+) -> Tensor:
     """The judge's answer to every image of ``data``, in order, on the CPU: (N, n_aus) or (N, 128)."""
     parts = np.array_split(np.arange(len(data)), max(1, -(-len(data) // batch_size)))
     return torch.cat([judge(to_float(data.pixels(rows, device))).cpu() for rows in parts])
@@ -335,22 +337,18 @@ class Familiar:
         Root mean square of the statistics in standard deviations, over ``limit``. It sees texture, colour and
         sharpness, little of the arrangement: below 1 is no promise that a swap will work. Our choice.
         """
-        z = (self.judge.statistics(image).cpu() - self.mean) / self.spread  # (B, 22 * width)
-        return z.square().mean(1).sqrt() / self.limit
+        return self.strayed(self.judge.statistics(image).cpu())
+
+    def strayed(self, statistics: Tensor) -> Tensor:
+        """The same for images whose statistics are known: (B, 22 * width) -> (B,)."""
+        return ((statistics - self.mean) / self.spread).square().mean(1).sqrt() / self.limit
 
 
 def calibrate(judge: IdentityJudge, first: FaceData, second: FaceData, *, device: str = "cpu") -> Familiar:
     """Mean and spread of the statistics from the renders of ``first``, the limit from those of ``second``."""
-
-    def statistics(data: FaceData) -> Tensor:
-        rows = np.array_split(np.arange(len(data)), max(1, len(data) // 256))
-        with torch.no_grad():
-            return torch.cat([judge.statistics(to_float(data.pixels(part, device))).cpu() for part in rows])
-
-    known = statistics(first)  # (N, 22 * width)
+    known, other = (judge_all(judge.statistics, data, device=device) for data in (first, second))  # (N, 22 * width)
     familiar = Familiar(judge, known.mean(0), known.std(0).clamp(min=1e-3))
-    z = (statistics(second) - familiar.mean) / familiar.spread
-    return replace(familiar, limit=float(z.square().mean(1).sqrt().quantile(1 - FALSE_ALARMS)))
+    return replace(familiar, limit=float(familiar.strayed(other).quantile(1 - FALSE_ALARMS)))
 
 
 def save_familiar(familiar: Familiar, folder: str | Path) -> None:
@@ -358,9 +356,7 @@ def save_familiar(familiar: Familiar, folder: str | Path) -> None:
     path = Path(folder) / f"familiar-{SIZE}.safetensors"
     about = {"format": str(FORMAT), "judge": sha256(_paths(Path(folder))[1])}
     tensors = {"mean": familiar.mean, "spread": familiar.spread, "limit": torch.tensor(familiar.limit)}
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(serialize(tensors, about))
-    os.replace(part, path)
+    replace_file(path, serialize(tensors, about))
 
 
 def load_familiar(judge: IdentityJudge, folder: str | Path = WEIGHTS) -> Familiar:
@@ -389,9 +385,7 @@ def save_judge(path: Path, judge: AUJudge | IdentityJudge) -> None:
     }
     metadata = {"format": FORMAT, "kind": type(judge).__name__, "config": judge.config, **judge.metadata}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(serialize(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
-    os.replace(part, path)
+    replace_file(path, serialize(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
 
 
 def load_judge(path: Path, kind: type[Judge], device: str = "cpu") -> Judge:
@@ -492,7 +486,5 @@ def train_judges(
         "identity": {"threshold": judges.identity.threshold, **judges.identity.metadata["ceilings"]},
         "bytes": {path.name: path.stat().st_size for path in (au_path, id_path)},
     }
-    unfinished = out / f"judges-{SIZE}.json.part"
-    unfinished.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(unfinished, out / f"judges-{SIZE}.json")
+    replace_file(out / f"judges-{SIZE}.json", (json.dumps(report, indent=2) + "\n").encode())
     return report

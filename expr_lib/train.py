@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from expr_lib import checkpoint, model, processes
 from expr_lib.datasets import FaceData, batches, held_out_pairs, to_float, to_uint8
+from expr_lib.images import write_png
 from expr_lib.losses import (
     ADVERSARIES,
     agreement_loss,
@@ -354,7 +354,7 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
     With `start_from` a new run begins with the swapper of that checkpoint, AU heads found by name: fine-tuning.
     """
     run, path = Path(run), Path(run) / "checkpoint.safetensors"
-    (run / "samples").mkdir(parents=True, exist_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
     config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
     if start_from:
         model_of = checkpoint.fine_tune_config(start_from, data.size, len(data.au_names))
@@ -495,10 +495,7 @@ class Log:
         self.board.flush()
 
     def picture(self, step: int, grid: np.ndarray) -> None:
-        path = self.run / "samples" / f"{step:07d}.png"
-        partial = path.with_suffix(".partial.png")
-        Image.fromarray(grid).save(partial)
-        partial.replace(path)
+        write_png(self.run / "samples" / f"{step:07d}.png", grid)
         self.board.add_image("samples", grid, step, dataformats="HWC")
 
 

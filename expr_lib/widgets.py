@@ -133,12 +133,6 @@ def choice(labels: Sequence[str], looks: Sequence[str], kind: str) -> tuple[widg
     return buttons, widgets.HTML("<style>" + "\n".join(rules) + "</style>", layout=widgets.Layout(display="none"))
 
 
-def thumbnails(images: Tensor, labels: Sequence[str]) -> tuple[widgets.ToggleButtons, widgets.HTML]:
-    """Pick one of the images (n, S, S, 3) uint8."""
-    looks = [f"background-image: url({data_url(encode_image(image), 'png')})" for image in images]
-    return choice(labels, looks, "expr-faces")
-
-
 def titled(title: str, *children: widgets.Widget) -> widgets.VBox:
     """Widgets under a title."""
     label = widgets.Label(title)
@@ -205,6 +199,14 @@ class Faces:
     def read(self, images: Tensor) -> Tensor:
         """What the AU judge reads in images (B, S, S, 3) uint8: (B, n) in [0, 5]."""
         return self.judge(to_float(images.to(self.device)).permute(0, 3, 1, 2)).cpu()
+
+
+def two_of(faces: Faces) -> tuple[widgets.ToggleButtons, widgets.ToggleButtons, widgets.HBox]:
+    """Thumbnails to pick a from, and b, at first the first and the last; and the row that shows both."""
+    looks = [f"background-image: url({data_url(encode_image(image), 'png')})" for image in faces.pixels]
+    (a, css_a), (b, css_b) = (choice(faces.labels, looks, "expr-faces") for _ in "ab")
+    a.value, b.value = 0, len(faces.labels) - 1
+    return a, b, row(titled("Face a", a, css_a), titled("Face b", b, css_b))
 
 
 # -- the widgets ---------------------------------------------------------------------------------------------------
@@ -287,8 +289,7 @@ class SwapExplorer(widgets.VBox):
 
     def __init__(self, faces: Faces, *, edge: int = 180) -> None:
         self.faces = faces
-        (self.a, looks_a), (self.b, looks_b) = (thumbnails(faces.pixels, faces.labels) for _ in "ab")
-        self.a.value, self.b.value = 0, len(faces.labels) - 1
+        self.a, self.b, pickers = two_of(faces)
         captions = (
             "a", "a with b’s expression", "the true answer", "b", "b with a’s expression", "the true answer for b",
         )  # fmt: skip
@@ -296,7 +297,6 @@ class SwapExplorer(widgets.VBox):
         self.bars = widgets.HTML()
         chart = titled("Action units of a with b’s expression", self.bars, widgets.HTML(LEGEND))
         pictures = widgets.VBox([widgets.HBox(boxes[:3]), widgets.HBox(boxes[3:])])
-        pickers = row(*(titled(f"Face {x}", *y) for x, y in (("a", (self.a, looks_a)), ("b", (self.b, looks_b)))))
         super().__init__(page(pickers, row(pictures, chart)))
         self.add_class("expr")
         for picker in (self.a, self.b):
@@ -327,8 +327,7 @@ class LatentMixer(widgets.VBox):
 
     def __init__(self, faces: Faces, *, maximum: float = 1.0, edge: int = 150) -> None:
         self.faces, self.maximum = faces, maximum
-        (self.a, looks_a), (self.b, looks_b) = (thumbnails(faces.pixels, faces.labels) for _ in "ab")
-        self.a.value, self.b.value = 0, len(faces.labels) - 1
+        self.a, self.b, pickers = two_of(faces)
         captions = ("a", "b", "the network’s mixture", "the true mixture", "difference")
         self.images, boxes = zip(*(picture(caption, edge) for caption in captions), strict=True)
         self.off = boxes[-1].children[0]  # the caption of the difference
@@ -340,7 +339,6 @@ class LatentMixer(widgets.VBox):
         self.bars = widgets.HTML()
         self.button = widgets.Button(description="Make the animation", layout=widgets.Layout(width="220px"))
         self.movie, self.link = widgets.HTML(), widgets.HTML()
-        pickers = row(*(titled(f"Face {x}", *y) for x, y in (("a", (self.a, looks_a)), ("b", (self.b, looks_b)))))
         each = widgets.VBox([widgets.Label("each alone", layout=widgets.Layout(height=f"{ROW}px")), *self.sliders])
         chart = row(widgets.HBox([each, self.bars]))
         super().__init__(

@@ -119,7 +119,7 @@ def test_every_import_is_declared(path):
         assert canonicalize_name(distribution) in packages, f"{path.name}: {module} is not in pyproject.toml"
 
 
-LAYERS = ["facs", "images", "align", "faces", "datasets", "importers", "processes"]
+LAYERS = ["facs", "files", "images", "align", "faces", "datasets", "importers", "processes"]
 LAYERS += ["model", "losses", "checkpoint", "train", "metrics", "judges", "evaluate", "swap", "plots", "widgets", "cli"]
 
 

@@ -332,6 +332,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_used(tiny_faces
 
 def test_tensorboard_has_what_the_log_has(tiny_faces: FaceData, tmp_path: Path) -> None:
     train.train(replace(TINY, steps=6), tiny_faces, tmp_path)
+    time.sleep(1)  # TensorBoard reads its files in the order of their names, which hold the second and sort 10 before 9
     train.train(replace(TINY, steps=9), tiny_faces, tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     log = list(csv.DictReader((tmp_path / "log.csv").open()))

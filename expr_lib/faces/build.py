@@ -32,6 +32,7 @@ from tqdm import tqdm
 from expr_lib.faces.render import load_renderer
 from expr_lib.faces.sample import VERSION, FacePlan, FacesConfig, plan_faces
 from expr_lib.facs import AU_NAMES, PRESENT_AT
+from expr_lib.files import replace_file
 
 FORMAT = 1
 CHUNK = 64
@@ -202,10 +203,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(text.encode())
-    os.replace(partial, path)
+    replace_file(path, text.encode())
 
 
 def _sha256(path: Path) -> str:

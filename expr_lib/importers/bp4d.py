@@ -18,11 +18,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
 
     An AU with an intensity file has that intensity. Otherwise present is ``PRESENT``, absent 0, unknown NaN.
     """
-    frames: dict[tuple[str, str], dict[int, str]] = {}
-    for rel, match in tree.matching(r"([fm]\d{3})/(t\d+)/0*(\d+)\.(?:jpe?g|png|bmp)"):
-        first = frames.setdefault((match[1].upper(), match[2].upper()), {}).setdefault(int(match[3]), rel)
-        if first != rel:
-            report.left_out("second image of a frame", rel, 0, f"first is {first}")
+    frames = tree.frames(r"([fm]\d{3})/(t\d+)/0*(\d+)\.(?:jpe?g|png|bmp)")
     graded: dict[tuple[str, str], dict[str, str]] = {}
     for rel, match in tree.matching(r"([fm]\d{3})_(t\d+)_au(\d+)\.csv"):
         graded.setdefault((match[1].upper(), match[2].upper()), {})[au_name(match[3]) or ""] = rel

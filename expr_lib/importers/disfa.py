@@ -17,7 +17,8 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
     """
     files = {(match[1].upper(), au_name(match[2])): rel for rel, match in tree.matching(r"(sn\d{3})_au(\d+)\.txt")}
     names = sorted({name for _, name in files if name}, key=lambda name: int(name[2:]))
-    frames = frames_of(tree, report)
+    # the folder's name holds SN001, the image's name ends with the number
+    frames = tree.frames(r"[^/]*(sn\d{3})[^/]*/(?:[^/]*\D)?0*(\d+)\.(?:jpe?g|png|bmp)")
     for subject in sorted({who for who, _ in files}):
         labels: dict[int, dict[str, float]] = {}
         places: dict[int, tuple[str, int]] = {}
@@ -37,7 +38,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                     seen[frame] = line
                     labels.setdefault(frame, {})[name] = intensity(row[1], name, report, file, line)
                     places.setdefault(frame, (file, line))
-        images = frames.get(subject, {})
+        images = frames.get((subject,), {})
         shift = 1 if images and labels and min(images) == 0 and min(labels) == 1 else 0
         if shift:
             report.note("frames of the images counted from 0, those of the labels from 1", subject)
@@ -49,13 +50,3 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
             if lacking:
                 report.missing("frame that a label file lacks", *places[frame], f"frame {frame}: {', '.join(lacking)}")
             yield Face(image, subject, {name: labels[frame].get(name, UNKNOWN) for name in names}, places[frame])
-
-
-def frames_of(tree: Tree, report: Report) -> dict[str, dict[int, str]]:
-    """Person -> frame number -> image: the folder's name holds SN001, the image's name ends with the number."""
-    frames: dict[str, dict[int, str]] = {}
-    for rel, match in tree.matching(r"[^/]*(sn\d{3})[^/]*/(?:[^/]*\D)?0*(\d+)\.(?:jpe?g|png|bmp)"):
-        first = frames.setdefault(match[1].upper(), {}).setdefault(int(match[2]), rel)
-        if first != rel:
-            report.left_out("second image of a frame", rel, 0, f"first is {first}")
-    return frames

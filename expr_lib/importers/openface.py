@@ -43,14 +43,8 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                     yield Face(found[0], posixpath.basename(stem), labels(row, report, file, line), (file, line))
                 else:
                     report.left_out("label without an image", file, line, path)
-            else:
-                found = images.get(posixpath.basename(stem), [])
-                if len(found) == 1:
-                    au = labels(row, report, file, line)
-                    yield Face(found[0], person[found[0]], au, (file, line), points=landmarks(row))
-                else:
-                    reason = "label without an image" if not found else "label for which several images have the name"
-                    report.left_out(reason, file, line, posixpath.basename(stem))
+            elif image := tree.one(images.get(posixpath.basename(stem), []), file, line, posixpath.basename(stem)):
+                yield Face(image, person[image], labels(row, report, file, line), (file, line), points=landmarks(row))
 
 
 def doubtful(row: dict[str, str]) -> bool:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from expr_lib.facs import MAX_INTENSITY
-from expr_lib.importers.source import Face, Report, Tree, au_name, intensity, landmarks, number, person_of
+from expr_lib.importers.source import Face, Report, Tree, au_columns, landmarks, number, person_of
 
 SCORE = 0.8
 """``FaceScore`` below which a row is left out; our choice."""
@@ -35,15 +35,9 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                 report.left_out("face not found for certain", file, line, f"FaceScore {row.get('facescore', '?')}")
             elif several[row["input"]] > 1:
                 report.left_out("several faces in one image", file, line, f"{name}: {several[row['input']]} faces")
-            elif len(found) != 1:
-                reason = "label without an image" if not found else "label for which several images have the name"
-                report.left_out(reason, file, line, name)
-            else:
-                au = {}
-                for column, cell in row.items():
-                    if column.startswith("au") and (unit := au_name(column)):
-                        au[unit] = intensity(cell, unit, report, file, line, scale=MAX_INTENSITY)
-                yield Face(found[0], person[found[0]], au, (file, line), points=landmarks(row))
+            elif image := tree.one(found, file, line, name):
+                au = au_columns(row, report, file, line, scale=MAX_INTENSITY)
+                yield Face(image, person[image], au, (file, line), points=landmarks(row))
 
 
 def doubtful(row: dict[str, str]) -> bool:

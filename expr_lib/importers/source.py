@@ -103,6 +103,16 @@ class Tree:
         compiled = re.compile(rf"(?:^|.*/){pattern}$")
         return ((rel, match) for low, rel in self.files.items() if (match := compiled.match(low)))
 
+    def frames(self, pattern: str) -> dict[tuple[str, ...], dict[int, str]]:
+        """Images of films: the pattern's groups but the last, in capitals -> frame number, its last group -> image."""
+        films: dict[tuple[str, ...], dict[int, str]] = {}
+        for rel, match in self.matching(pattern):
+            *film, number = match.groups()
+            first = films.setdefault(tuple(part.upper() for part in film), {}).setdefault(int(number), rel)
+            if first != rel:
+                self.report.left_out("second image of a frame", rel, 0, f"first is {first}")
+        return films
+
     def find(self, name: str, file: str, line: int) -> str | None:
         """The image that a label file names, or None and a line in the report."""
         path = posixpath.normpath(name.strip().replace("\\", "/"))
@@ -122,6 +132,14 @@ class Tree:
         for rel in self.images():
             found.setdefault(posixpath.splitext(posixpath.basename(rel))[0].lower(), []).append(rel)
         return found
+
+    def one(self, images: list[str], file: str, line: int, name: str) -> str | None:
+        """The only image that a name stands for, or None and a line in the report."""
+        if len(images) == 1:
+            return images[0]
+        reason = "label for which several images have the name" if images else "label without an image"
+        self.report.left_out(reason, file, line, name)
+        return None
 
     def text(self, rel: str) -> str:
         """A text file in UTF-8 or, with its mark, UTF-16; ``ValueError`` names the line that is neither."""
@@ -206,6 +224,14 @@ def intensity(
         report.missing("label that is no intensity", file, line, expected)
         return UNKNOWN
     return value
+
+
+def au_columns(row: dict[str, str], report: Report, file: str, line: int, *, scale: float = 1.0) -> dict[str, float]:
+    """Intensities in the columns ``AU1``, ``AU01`` or ``AU01_r`` of a row, read as :func:`intensity` does."""
+    names = {column: au_name(column) for column in row if column.startswith("au")}
+    return {
+        name: intensity(row[column], name, report, file, line, scale=scale) for column, name in names.items() if name
+    }
 
 
 def landmarks(row: dict[str, str]) -> np.ndarray | None:

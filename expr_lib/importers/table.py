@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from expr_lib.importers.source import Face, Report, Tree, au_name, intensity, person_of
+from expr_lib.importers.source import Face, Report, Tree, au_columns, person_of
 
 
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
@@ -17,8 +17,5 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
         image = tree.find(row["image"], file, line)
         if image is None:
             continue
-        au: dict[str, float] = {}
-        for column, cell in row.items():
-            if column.startswith("au") and (name := au_name(column)):
-                au[name] = intensity(cell, name, report, file, line)
+        au = au_columns(row, report, file, line)
         yield Face(image, row.get("subject") or person[image], au, (file, line), row.get("split", "").lower())

@@ -32,6 +32,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from expr_lib.align import align, cut_out
+from expr_lib.files import replace_file
 from expr_lib.images import read_image, square
 from expr_lib.importers.source import Face, Report, Tree
 
@@ -309,6 +310,4 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 def replace_text(path: Path, text: str) -> None:
     """Whole or not at all. A file name that is no UTF-8 is written with escapes."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(text.encode("utf-8", "backslashreplace"))
-    os.replace(part, path)
+    replace_file(path, text.encode("utf-8", "backslashreplace"))

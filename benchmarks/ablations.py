@@ -28,7 +28,7 @@ from expr_lib.faces.render import load_renderer
 from expr_lib.judges import load_judges
 from expr_lib.train import TrainConfig, train
 
-VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the full method; a dict changes loss weights
+VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the full method; a dict changes loss weights or sizes
     "full method": {},
     "no adversary on f_f": {"adversary": "none"},
     "gradient reversal": {"adversary": "reversal"},
@@ -37,6 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the full method; a 
     "no swap consistency": {"weights": {"swap": 0.0}},
     "swaps like the cross-cycle": {"consistency": "cycle"},
     "no cross-cycle": {"weights": {"cycle": 0.0}},
+    "cross-cycle through both passes": {"detach_swap": False},
+    "roomy f_f": {"model": {"noise": 0.1}},
     "no subject adversary": {"weights": {"hide_subject": 0.0}},
     "reconstruction reaches f_r": {"detach_f_r": False},
 }
@@ -47,8 +49,8 @@ LEAKS = {"leak_au": ("0.5", 2), "leak_id": ("1x", 1)}
 
 def config_of(variant: str, seed: int, full: TrainConfig) -> TrainConfig:
     changes = dict(VARIANTS[variant])
-    weights = replace(full.weights, **changes.pop("weights", {}))
-    return replace(full, seed=seed, weights=weights, **changes)
+    parts = {name: replace(getattr(full, name), **changes.pop(name, {})) for name in ("weights", "model")}
+    return replace(full, seed=seed, **parts, **changes)
 
 
 def learn(data: FaceData, runs: Path, full: TrainConfig) -> dict[tuple[str, int], Path]:

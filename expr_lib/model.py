@@ -28,8 +28,8 @@ class ModelConfig:
     size: int = 64  # S, pixels; a multiple of 16
     n_aus: int = 17  # n
     d: int = 8  # numbers per action unit in f_r
-    c_f: int = 16  # C, channels of f_f: narrow, so that the expression of a does not fit in beside its identity
-    noise: float = 0.1  # standard deviation of the noise on f_f while training (f_f has unit power)
+    c_f: int = 16  # C, channels of f_f
+    noise: float = 1.0  # standard deviation of the noise on f_f while training: as strong as f_f itself
     width: int = 64  # channels of E and G at S/4
     width_r: int = 128  # channels of the AU-related branch
     width_d: int = 32  # channels of the first layer of the image discriminator
@@ -150,7 +150,8 @@ class E(nn.Module):
 class AUFree(nn.Module):
     """features (B, w + 4, S/4, S/4) -> f_f (B, C, S/4, S/4): a map, because identity, pose and background have places.
 
-    f_f has unit power at every place, and noise while training: a channel of known, narrow capacity.
+    f_f has unit power, spent where the image needs it, and noise while training: a channel that carries at most
+    1/2 log2(1 + 1 / noise^2) bits a number (Shannon, 1948). Expression, which f_r brings anyway, must not fit in.
     """
 
     def __init__(self, c: ModelConfig) -> None:
@@ -160,7 +161,7 @@ class AUFree(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         f_f = self.net(features).float()  # (B, C, S/4, S/4)
-        f_f = f_f * (f_f.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+        f_f = f_f * (f_f.square().mean((1, 2, 3), keepdim=True) + 1e-6).rsqrt()
         if self.training:
             f_f = f_f + self.noise * processes.draw(torch.randn, *f_f.shape, device=f_f.device)
         return f_f

@@ -44,13 +44,13 @@ class Weights:
     """Weight of each loss of the generator side. The sister code's are AU 1, adversary 1.2, cross-cycle 40, self 3."""
 
     au: float = 10.0  # real images: which AUs?
-    hide_au: float = 4.0  # f_f must not tell the AU classes
+    hide_au: float = 8.0  # f_f must not tell the AU classes
     hide_subject: float = 0.1  # f_r must not tell the subject
     self_: float = 40.0  # self-reconstruction, L1
-    cycle: float = 20.0  # cross-cycle, L1
+    cycle: float = 60.0  # cross-cycle, L1
     realism: float = 1.0
     swap: float = 1.0  # swap consistency
-    guide: float = 6.0  # our AU branch, frozen, must read b's AUs from the swap
+    guide: float = 3.0  # our AU branch, frozen, must read b's AUs from the swap
     agree_f: float = 0.5  # the swap keeps a's f_f
     agree_r: float = 3.0  # the swap has b's f_r
 
@@ -59,7 +59,7 @@ class Weights:
 class TrainConfig:
     """Everything that defines a run."""
 
-    steps: int = 20_000  # optimizer steps in total, the warm-up included
+    steps: int = 14_000  # optimizer steps in total, the warm-up included
     warmup_steps: int = 1_500  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
     warmup_batch_size: int = 16  # pairs, so twice as many images; batch norm needs many
     batch_size: int = 8  # pairs; several processes share them
@@ -70,6 +70,7 @@ class TrainConfig:
     feature_d_steps: int = 2  # updates of D_f and D_r for each step; they are tiny and must keep up with the encoder
     adversary: Literal["uniform", "none", "reversal", "inverted", "entropy"] = "uniform"  # how f_f hides the AUs
     detach_f_r: bool = True  # reconstruction does not reach f_r, so identity cannot be smuggled into it
+    detach_swap: bool = True  # the cross-cycle does not reach the first pass, so a's expression is not kept for it
     consistency: Literal["self", "cycle"] = "self"  # "self-reconstructed" in swap consistency: G(f_f, f_r) or I-hat
     ema: float = 0.999  # decay of the averaged weights, those that are shipped
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it, else fp32
@@ -131,13 +132,19 @@ def partner(t: Tensor) -> Tensor:
     return t.roll(len(t) // 2, 0)
 
 
-def both_passes(swapper: Swapper, x: Tensor, detach_f_r: bool) -> Passes:
-    """Encode and swap, then encode the swapped images and swap back."""
+def both_passes(swapper: Swapper, x: Tensor, detach_f_r: bool = True, detach_swap: bool = True) -> Passes:
+    """Encode and swap, then encode the swapped images and swap back.
+
+    Why `detach_swap`: let a share m of the expression pass through f_r and the rest hide in f_f. The swap then shows
+    m of b's expression and 1 - m of a's, and the way back misses I^a by m (1 - m). Whoever may change both passes makes
+    that small by m -> 0 as long as m < 1/2: the first pass copies its input. Given the swap as it is, the second pass
+    can only make 1 - m small. Our choice.
+    """
     f_f, f_r = swapper.encode(x)
     given = f_r.detach() if detach_f_r else f_r
     n = len(x)
     self_, swap = swapper.generate(torch.cat([f_f, f_f]), torch.cat([given, partner(given)])).split(n)
-    f_f_swap, f_r_swap = swapper.encode(swap)
+    f_f_swap, f_r_swap = swapper.encode(swap.detach() if detach_swap else swap)
     given = f_r_swap.detach() if detach_f_r else f_r_swap
     cycle = swapper.generate(f_f_swap, partner(given))
     return Passes(f_f, f_r, self_, swap, f_f_swap, cycle)
@@ -202,7 +209,7 @@ def train_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
         nets.swapper.warm = True
         nets.swapper.train()
     with nets.accelerator.autocast():
-        out = both_passes(nets.swapper, batch.x, c.detach_f_r)
+        out = both_passes(nets.swapper, batch.x, c.detach_f_r, c.detach_swap)
     return update_D(nets, batch, out, c) | update_G(nets, batch, out, c)
 
 
@@ -228,7 +235,7 @@ def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
     if step < c.warmup_steps:
         done = step / c.warmup_steps
         lr = (c.lr + (c.warmup_lr - c.lr) * (1 - done)) * min(1.0, 50 * done + 0.02)
-    elif c.warmup_steps:
+    else:
         lr *= min(1.0, (1 + step - c.warmup_steps) / 300)
     for optimizer, rate in ((nets.opt_G, lr), (nets.opt_D, c.lr_d), (nets.opt_f, c.lr_d)):
         for group in optimizer.param_groups:
@@ -358,7 +365,7 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
     config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
     if start_from:
         model_of = checkpoint.fine_tune_config(start_from, data.size, len(data.au_names))
-        config = replace(config, model=model_of)
+        config = replace(config, model=replace(model_of, noise=config.model.noise))
     learn = data.subset("train")
     nets = build_nets(config, learn)
     here = nets.accelerator

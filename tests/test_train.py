@@ -150,6 +150,25 @@ def test_reconstruction_reaches_f_r_only_when_it_is_not_detached(nets: Nets, bat
     assert "DG.G.canvas.weight" in reached(nets.swapper)
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_cross_cycle_reaches_the_first_pass_only_when_it_is_not_detached(nets: Nets, batch: Batch, detach: bool):
+    out = both_passes(nets.swapper, batch.x, detach_swap=detach)
+    (arrived,) = torch.autograd.grad(out.cycle.sum(), out.swap, allow_unused=True)
+    assert (arrived is None) == detach
+    assert out.cycle.requires_grad and out.swap.requires_grad  # guidance and adversaries still teach the first pass
+
+
+def test_an_end_to_end_cross_cycle_prefers_a_copy_and_a_detached_one_the_swap() -> None:
+    """The argument of `both_passes` on numbers: a share m of the expression passes through f_r, 1 - m hides in f_f."""
+    a, b = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
+    for detach, better in ((False, -1), (True, 1)):
+        m = torch.tensor(0.2, requires_grad=True)
+        swap = (1 - m) * a + m * b
+        cycle = (1 - m) * (swap.detach() if detach else swap) + m * a
+        (slope,) = torch.autograd.grad((cycle - a).square().mean(), m)
+        assert -slope.sign() == better  # descent makes m smaller end to end, larger detached
+
+
 def test_the_warm_up_trains_the_au_branch_alone(nets: Nets, batch: Batch) -> None:
     before = bits(nets.swapper)
     train.warmup_step(nets, batch, TINY, 0.5)

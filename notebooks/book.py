@@ -1,0 +1,101 @@
+"""The course as a web site: every notebook executed with a learner's defaults, as pages with figures, and a first page.
+
+    make book        # or: python notebooks/book.py [folder], build/book when not given
+
+A notebook that was executed before and has not changed since is not executed again. The pages need no server: open
+`index.html`, or publish the folder. Widgets need a kernel; on the pages each stands as the picture that it showed.
+"""
+
+import base64
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
+
+ROOT = Path(__file__).parents[1]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Facial expression transfer</title><style>body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 1000px;
+margin: 2em auto; padding: 0 1em; color: #222 }} img {{ max-width: 100% }} table {{ border-collapse: collapse;
+display: block; overflow-x: auto }} td, th {{ padding: 6px 12px; border-bottom: 1px solid #ccc; text-align: left }}
+pre, code {{ background: #f4f4f4 }} pre {{ padding: 1em; overflow-x: auto }}</style><body>{}</body></html>"""
+NAVIGATION = '<nav style="font: 15px system-ui, sans-serif; max-width: 1000px; margin: 1em auto">{}</nav>'
+
+
+def execute(source: Path, out: Path) -> nbformat.NotebookNode:
+    """The notebook with its outputs; from an earlier run where the source is older than that."""
+    kept = out / "executed" / source.name
+    if not kept.exists() or kept.stat().st_mtime < source.stat().st_mtime:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial.ipynb")
+        papermill.execute_notebook(source, partial, cwd=source.parent, kernel_name="python3")
+        partial.replace(kept)
+    return nbformat.read(kept, as_version=4)
+
+
+def pictures(state: dict, model: str) -> list[str]:
+    """What a widget shows, as base64 PNG or GIF: the images among the widget and its children, in order."""
+    widget = state.get(model, {})
+    found = [b["data"] for b in widget.get("buffers", []) if widget.get("model_name") == "ImageModel"]
+    for child in widget.get("state", {}).get("children", []):
+        found += pictures(state, child.removeprefix("IPY_MODEL_"))
+    return found
+
+
+def freeze_widgets(notebook: nbformat.NotebookNode) -> None:
+    """Put the pictures of a widget in its place: a page has no kernel that could answer its sliders."""
+    state = notebook.metadata.pop("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):
+                shown = pictures(state, output.data.pop(WIDGET)["model_id"])
+                kinds = ["gif" if base64.b64decode(x[:8]).startswith(b"GIF") else "png" for x in shown]
+                images = (
+                    f'<img src="data:image/{k};base64,{x}" style="height: 160px; margin: 4px">'
+                    for k, x in zip(kinds, shown, strict=True)
+                )
+                output.data["text/html"] = f"<p><i>Interactive: in JupyterLab this has controls.</i></p>{''.join(images)}"
+
+
+def page(notebook: nbformat.NotebookNode, name: str, names: list[str]) -> str:
+    """HTML of one notebook, with links to the first page, the one before and the next."""
+    freeze_widgets(notebook)
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    html, _ = HTMLExporter(embed_images=True).from_notebook_node(
+        notebook, {"metadata": {"name": name, "path": str(ROOT / "notebooks")}}
+    )
+    at = names.index(name)
+    links = [("index", "Contents"), *((n, n.replace("_", " ")) for n in names[max(0, at - 1) : at + 2] if n != name)]
+    navigation = NAVIGATION.format(" · ".join(f'<a href="{n}.html">{text}</a>' for n, text in links))
+    html = re.sub(r'(href="(?!https?:)[^"#]*)\.ipynb', r"\1.html", html)
+    return re.sub(r"(<body[^>]*>)", lambda m: m[1] + navigation, html, count=1).replace("</body>", navigation + "</body>")
+
+
+def first_page() -> str:
+    """The README as HTML; notebooks link to their pages, its picture stands in the page."""
+    html = markdown2html((ROOT / "README.md").read_text(encoding="utf-8"))
+    html = re.sub(r'href="notebooks/([^"]*)\.ipynb"', r'href="\1.html"', html)
+
+    def embed(match: re.Match) -> str:
+        return f'src="data:image/png;base64,{base64.b64encode((ROOT / match[1]).read_bytes()).decode()}"'
+
+    return PAGE.format(re.sub(r'src="([^":]+\.png)"', embed, html))
+
+
+def main(out: Path) -> None:
+    sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    names = [source.stem for source in sources]
+    for source in sources:
+        print(source.name, flush=True)
+        html = page(execute(source, out), source.stem, names)
+        (out / f"{source.stem}.html").write_text(html, encoding="utf-8")
+    (out / "index.html").write_text(first_page(), encoding="utf-8")
+    print(out / "index.html")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "book")

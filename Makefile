@@ -2,6 +2,7 @@
 # make test    everything that must hold: lint, types, tests, notebooks
 # make lab     JupyterLab in notebooks/
 # make app     the expression mixer as a page of its own, in the browser
+# make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
 # make lint    ruff and mypy alone
 # make results measure the shipped weights: table and picture of the README, benchmarks/results/swap-64.json
 # make assignments               the course assignments for students, one zip each, in build/assignments
@@ -16,7 +17,7 @@ GRADER := .venv-grading
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab app chromium results assignments grade clean
+.PHONY: help setup demo test lint lab app book chromium results assignments grade clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -50,6 +51,9 @@ lab: $(READY)
 
 app: $(READY)
 	@$(BIN)/voila notebooks/app/mixer.ipynb
+
+book: $(READY)
+	@$(BIN)/python notebooks/book.py build/book
 
 # The widgets are tested in a real browser; where it is missing and cannot be installed, those tests are skipped and say so.
 chromium:

@@ -4,6 +4,7 @@
 
 A notebook that was executed before and has not changed since is not executed again. The pages need no server: open
 `index.html`, or publish the folder. Widgets need a kernel; on the pages each stands as the picture that it showed.
+Formulae are drawn by MathJax, which the reader's browser loads.
 """
 
 import base64
@@ -58,7 +59,7 @@ def freeze_widgets(notebook: nbformat.NotebookNode) -> None:
                     f'<img src="data:image/{k};base64,{x}" style="height: 160px; margin: 4px">'
                     for k, x in zip(kinds, shown, strict=True)
                 )
-                output.data["text/html"] = f"<p><i>Interactive: in JupyterLab this has controls.</i></p>{''.join(images)}"
+                output.data["text/html"] = f"<p><i>Interactive: in JupyterLab it has controls.</i></p>{''.join(images)}"
 
 
 def page(notebook: nbformat.NotebookNode, name: str, names: list[str]) -> str:
@@ -72,12 +73,14 @@ def page(notebook: nbformat.NotebookNode, name: str, names: list[str]) -> str:
     links = [("index", "Contents"), *((n, n.replace("_", " ")) for n in names[max(0, at - 1) : at + 2] if n != name)]
     navigation = NAVIGATION.format(" · ".join(f'<a href="{n}.html">{text}</a>' for n, text in links))
     html = re.sub(r'(href="(?!https?:)[^"#]*)\.ipynb', r"\1.html", html)
-    return re.sub(r"(<body[^>]*>)", lambda m: m[1] + navigation, html, count=1).replace("</body>", navigation + "</body>")
+    html = re.sub(r"(<body[^>]*>)", lambda match: match[1] + navigation, html, count=1)
+    return html.replace("</body>", navigation + "</body>")
 
 
 def first_page() -> str:
     """The README as HTML; notebooks link to their pages, its picture stands in the page."""
     html = markdown2html((ROOT / "README.md").read_text(encoding="utf-8"))
+    html = re.sub(r'<a class="anchor-link".*?</a>', "", html)
     html = re.sub(r'href="notebooks/([^"]*)\.ipynb"', r'href="\1.html"', html)
 
     def embed(match: re.Match) -> str:

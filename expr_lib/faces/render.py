@@ -122,6 +122,11 @@ def rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
     return turn @ nod @ tilt
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors (3, M) of length 1; many times as fast as F.normalize, whose norm is slow along a first axis of three."""
+    return vectors * vectors.square().sum(0).clamp(min=1e-24).rsqrt()
+
+
 def smoothstep(x: Tensor, low: float, high: float) -> Tensor:
     t = ((x - low) / (high - low)).clamp(0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
@@ -252,7 +257,7 @@ class Renderer(nn.Module):
         part = head.part.index_select(0, triangle)
         moving = torch.cat((vertex_normals(world, head.triangles), world), -1).permute(2, 0, 1).flatten(1)  # (6, B*V)
         n, position = blend(moving, corners + image * world.shape[1], weights).split(3)  # (3, M)
-        n = F.normalize(n, dim=0)
+        n = unit(n)
         u, v, lips, mouth, fold, scalp, face, cloth, ears = blend(self.static, corners, weights)  # (M,) each
         maps = self.maps_at(u, v, size)
         person = per_pixel(
@@ -299,8 +304,8 @@ class Renderer(nn.Module):
         radiance = diffuse * person["light_color"] + person["ambient"] * (0.75 + 0.25 * n[1])
         occlusion = (1 - 0.55 * fold) * (1 - 0.35 * mouth)
         occlusion = torch.where(tooth | tongue, 0.72 * (1 - 0.85 * fold), occlusion)
-        toward = F.normalize(position.new_tensor([[0.0], [0.0], [CAMERA_DISTANCE]]) - position, dim=0)
-        glint = (n * F.normalize(light + toward, dim=0)).sum(0).clamp(min=0)
+        toward = unit(position.new_tensor([[0.0], [0.0], [CAMERA_DISTANCE]]) - position)
+        glint = (n * unit(light + toward)).sum(0).clamp(min=0)
         fresnel = 0.04 + 0.96 * (1 - (n * toward).sum(0).clamp(0, 1)) ** 5
         gloss = torch.where(lips > 0.5, 0.20, 0.10) * person["shine"] * (1 - is_hair) * (1 - cloth) * (1 - mouth)
         gloss = torch.where(lash, 0.0, gloss)
@@ -330,14 +335,14 @@ class Renderer(nn.Module):
         left, up = views.gaze.deg2rad().unbind(-1)
         gaze = torch.stack((left.sin() * up.cos(), up.sin(), left.cos() * up.cos()), -1)  # (B, 3), in the head's frame
         gaze = (pose @ gaze[..., None])[who, :, 0].T  # (3, m)
-        out = F.normalize(position[:, column] - centres[who, side].T, dim=0)  # (3, m) from the eye's centre
+        out = unit(position[:, column] - centres[who, side].T)  # (3, m) from the eye's centre
         angle = torch.acos((out * gaze).sum(0).clamp(-1 + 1e-6, 1 - 1e-6))  # radians from the gaze
         rays = 0.85 + 0.15 * torch.sin(40.0 * torch.atan2(out[1] - gaze[1], out[0] - gaze[0]))
         ring = 0.55 + 0.9 * smoothstep(angle, 0.14, 0.36) * (1 - 0.6 * smoothstep(angle, 0.34, 0.42))
         iris = linear(subjects.iris)[who].T * ring * rays
         sclera = rgb(albedo, 0.78, 0.72, 0.70) * (1.05 - 0.45 * smoothstep(out[1], 0.05, 0.5))
         color = torch.lerp(iris, sclera, smoothstep(angle, 0.39, 0.46)) * (0.04 + 0.96 * smoothstep(angle, 0.12, 0.18))
-        half = F.normalize(views.light[who].T + rgb(albedo, 0.0, 0.0, 1.0), dim=0)
+        half = unit(views.light[who].T + rgb(albedo, 0.0, 0.0, 1.0))
         catch_light = 0.8 * smoothstep((out * half).sum(0), 0.990, 0.997)
         return albedo.index_copy(1, column, color), torch.zeros_like(albedo[0]).index_copy(0, column, catch_light)
 

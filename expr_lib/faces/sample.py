@@ -22,6 +22,8 @@ VERSION = "2"
 """Version of the generator: it changes whenever the same seed gives other pixels."""
 
 N_IDENTITY = 80
+PORTION = 16 * 128 * 128
+"""Pixels that are rendered together on a CPU."""
 Batch = TypeVar("Batch", bound="TensorBatch")
 
 
@@ -111,11 +113,18 @@ class FacePlan:
         the expression of j, the true answer of a swap.
         """
         rows = torch.as_tensor(rows)
-        au = self.au[rows if au_rows is None else torch.as_tensor(au_rows)]
+        au_rows = rows if au_rows is None else torch.as_tensor(au_rows)
         device = renderer.device
-        image, mask = renderer(
-            self.subjects[self.subject[rows]].to(device), au.to(device), self.views[rows].to(device), self.size
-        )
+        # on a CPU in portions whose temporaries stay small: 16 images of 128 pixels are half as fast again as 32
+        n = max(1, PORTION // self.size**2) if device.type == "cpu" else max(1, len(rows))
+        found = [
+            renderer(
+                self.subjects[self.subject[who]].to(device), self.au[shown].to(device),
+                self.views[who].to(device), self.size,
+            )
+            for who, shown in zip(rows.split(n), au_rows.split(n), strict=True)
+        ]  # fmt: skip
+        image, mask = (torch.cat(x) for x in zip(*found, strict=True))  # (B, 3, S, S), (B, S, S)
         return (image.permute(0, 2, 3, 1) * 255.0).round().to(torch.uint8), mask  # (B,3,S,S) -> (B,S,S,3)
 
 

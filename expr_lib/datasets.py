@@ -11,7 +11,6 @@ Every subject stands in one split only, so what is measured on ``test`` is measu
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from expr_lib.facs import MAX_INTENSITY
+from expr_lib.files import sha256
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -143,15 +143,6 @@ class FaceData:
                 self._resident[device] = torch.from_numpy(np.array(self.images)).to(device)
             images = self._resident[device][torch.as_tensor(rows, device=device)]
         return images.permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from expr_lib import datasets
 from expr_lib.datasets import FaceData, batches, draw_pairs, held_out_pairs, pair_batch, to_float, to_uint8
+from expr_lib.files import sha256
 
 AU_NAMES = ("AU1", "AU12")
 SUBJECTS, PER_SUBJECT, SIZE = 10, 4, 8
@@ -32,7 +33,7 @@ def write_set(folder: Path) -> Path:
     table.to_csv(folder / "labels.csv", index=False)
     names = ("images.npy", "labels.csv")
     meta = {"format": 1, "generator": "test", "config": {}, "au_names": list(AU_NAMES), "size": SIZE, "rows": ROWS}
-    meta["sha256"] = {name: datasets.sha256(folder / name) for name in names}
+    meta["sha256"] = {name: sha256(folder / name) for name in names}
     (folder / "meta.json").write_text(json.dumps(meta))
     return folder
 

@@ -13,7 +13,6 @@ pixels get their name, and ``meta.json``, written last, marks the set as complet
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -32,7 +31,7 @@ from tqdm import tqdm
 from expr_lib.faces.render import load_renderer
 from expr_lib.faces.sample import VERSION, FacePlan, FacesConfig, plan_faces
 from expr_lib.facs import AU_NAMES, PRESENT_AT
-from expr_lib.files import replace_file
+from expr_lib.files import replace_file, sha256
 
 FORMAT = 1
 CHUNK = 64
@@ -93,7 +92,7 @@ def _is_finished(folder: Path, settings: dict[str, Any], kind: str) -> bool:
         _check_settings(meta, found, settings)
         for name in ("images.npy", "labels.csv"):
             expected = found.get("sha256", {}).get(name)
-            actual = _sha256(folder / name) if (folder / name).is_file() else "no file"
+            actual = sha256(folder / name) if (folder / name).is_file() else "no file"
             if actual != expected:
                 raise ValueError(f"{folder / name}: damaged: found {actual}, expected {expected}; {_REBUILD}")
         return True
@@ -141,7 +140,7 @@ def _finish(
             file.truncate()  # what a damaged file had behind the last image
             os.fsync(file.fileno())
         _write(folder / "labels.csv", _labels(plan).to_csv(index=False, lineterminator="\n"))
-        hashes = {"images.npy": _sha256(partial), "labels.csv": _sha256(folder / "labels.csv")}
+        hashes = {"images.npy": sha256(partial), "labels.csv": sha256(folder / "labels.csv")}
         os.replace(partial, images)
         _write(folder / "meta.json", json.dumps({**settings, "sha256": hashes}, indent=1) + "\n")
     except OSError as error:
@@ -204,11 +203,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     replace_file(path, text.encode())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -158,7 +158,7 @@ def describe(swapper: Swapper, **more: Any) -> dict[str, Any]:
 def load_swapper(
     path: str | Path, device: str | torch.device = "cpu", *, au_names: tuple[str, ...] | None = None
 ) -> Swapper:
-    """The averaged (EMA) generator side of a checkpoint, in eval mode. It knows its `au_names` and its `config`.
+    """The averaged (EMA) generator side of a checkpoint, in eval mode; it knows its `au_names`, `config`, `metadata`.
 
     Give `au_names` to insist on them. Raises FileNotFoundError, or ValueError that says what differs.
     """
@@ -167,7 +167,7 @@ def load_swapper(
     if au_names is not None:
         check_au_names(found, tuple(au_names), path)
     swapper = Swapper(model_config(metadata, path)).to(device)
-    swapper.au_names = found
+    swapper.au_names, swapper.metadata = found, metadata
     load_module("ema", swapper, tensors, path)
     return swapper.eval()
 

@@ -50,7 +50,8 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     from expr_lib.faces.render import load_renderer
     from expr_lib.swap import load, swap_images
 
-    swapper, judges, renderer = load(checkpoint), _judges(checkpoint), load_renderer()
+    swapper, renderer = load(checkpoint), load_renderer()
+    judges = _judges(checkpoint.name, swapper.metadata)
     plan = held_out_faces(swapper.config.size)
     results = evaluate(
         swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 8), n_resamples=200, n_probe=0,
@@ -129,7 +130,7 @@ def swap(
         picture = np.concatenate([beside(*row) for row in ((images, done) if inputs else (done,))])
     write_png(out, picture)
     print(f"{out}: {a.name} with the expression of {b.name}, and the other way round")
-    _say_if_unfamiliar(checkpoint, (a, b), faces)
+    _say_if_unfamiliar(swapper.metadata, (a, b), faces)
 
 
 def faces_command() -> Callable[..., None]:
@@ -297,8 +298,8 @@ def evaluate(
     from expr_lib.swap import load
 
     device = _device(device)
-    swapper, judges = load(checkpoint, device), _judges(checkpoint, seed, device)
-    plan, renderer = held_out_faces(swapper.config.size, seed), load_renderer(device)
+    swapper, renderer = load(checkpoint, device), load_renderer(device)
+    judges, plan = _judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(swapper.config.size, seed)
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
     command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}"
     about = {"command": command, "checkpoint": checkpoint.name}
@@ -402,15 +403,17 @@ def held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
     return plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=seed, val=0.0, test=1.0))
 
 
-def _say_if_unfamiliar(checkpoint: Path, names: Sequence[Path], faces: Any) -> None:
-    """One line on stderr for each image (S, S, 3) that is far from the rendered faces a checkpoint was trained on."""
+def _say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) -> None:
+    """One line on stderr for each image (S, S, 3) that is far from the rendered faces a checkpoint was trained on.
+
+    ``about`` is the checkpoint's metadata.
+    """
     import torch
 
-    from expr_lib.checkpoint import load
     from expr_lib.datasets import to_float
     from expr_lib.judges import load_familiar, load_judges
 
-    if str(load(checkpoint)[1].get("data", {}).get("generator", "")).startswith("import"):
+    if str(about.get("data", {}).get("generator", "")).startswith("import"):
         return  # trained on other faces than those that the scale was made with
     images = to_float(torch.from_numpy(faces)).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
     for name, distance in zip(names, load_familiar(load_judges().identity).distance(images).tolist(), strict=True):
@@ -419,16 +422,18 @@ def _say_if_unfamiliar(checkpoint: Path, names: Sequence[Path], faces: Any) -> N
             print(f"expr-lib: {name} is unlike the faces these weights know: {distance:.2f}, {known}", file=sys.stderr)
 
 
-def _judges(checkpoint: Path, seed: int = HELD_OUT_SEED, device: str = "cpu") -> "Judges":
-    """The shipped judges; ``ValueError`` where the seed is one that they, or the checkpoint, were trained on."""
-    from expr_lib.checkpoint import load
+def _judges(name: str, about: dict[str, Any], seed: int = HELD_OUT_SEED, device: str = "cpu") -> "Judges":
+    """The shipped judges; ``ValueError`` where the seed is one that they, or a checkpoint, were trained on.
+
+    ``name`` and metadata ``about`` are the checkpoint's.
+    """
     from expr_lib.judges import load_judges
 
-    def check(name: str, data: dict[str, Any]) -> None:
+    def check(who: str, data: dict[str, Any]) -> None:
         if data.get("config", {}).get("seed") == seed:
-            raise ValueError(f"--seed {seed}: {name} was trained on these people; expected another seed")
+            raise ValueError(f"--seed {seed}: {who} was trained on these people; expected another seed")
 
-    check(checkpoint.name, load(checkpoint)[1].get("data", {}))
+    check(name, about.get("data", {}))
     judges = load_judges(device)
     for judge in judges:
         check(type(judge).__name__, judge.metadata.get("data", {}))

@@ -22,9 +22,9 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from expr_lib.datasets import FaceData, sha256, to_float
+from expr_lib.datasets import FaceData, to_float
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
-from expr_lib.files import replace_file
+from expr_lib.files import replace_file, sha256
 from expr_lib.metrics import icc31, pearson
 
 FORMAT = 1
@@ -204,8 +204,9 @@ def au_loss(raw: Tensor, au: Tensor, variance: Tensor) -> Tensor:
 
     ``raw``, ``au``: (B, n_aus); ``variance``: (n_aus,). A scalar.
     """
-    known = ~au.isnan()
-    return ((raw - au.nan_to_num()).square() / variance)[known].sum() / known.sum().clamp(min=1)
+    known = ~au.isnan()  # (B, n_aus)
+    error = (raw - au)[known].square() / variance.expand_as(au)[known]  # of an AU never labelled the variance is NaN
+    return error.sum() / known.sum().clamp(min=1)
 
 
 def cosface_loss(embedding: Tensor, centres: Tensor, subject: Tensor, scale: float, margin: float) -> Tensor:

@@ -11,6 +11,7 @@ CPU cores. Shapes: B images, S pixels, n action units, d numbers for each of the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -252,6 +253,7 @@ class Swapper(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.metadata: dict[str, Any] = {}  # of the checkpoint that it was loaded from
         self.E, self.DG = E(config), DG(config)
 
     def train(self, mode: bool = True) -> Swapper:
@@ -328,7 +330,8 @@ class D(nn.Module):
     image (B, 3, S, S), the AUs it should show (B, n) in [0, 5] ->
     `realism` (B, 1, S/8, S/8): real or synthesized?  `swap` (B, 1, S/8, S/8): self-reconstructed or swapped?
     With `conditional` both add <features, embed(au)> at every place (projection discriminator, Miyato & Koyama, ICLR
-    2018), so that a face that ignores the other's expression is not "real".
+    2018), so that a face that ignores the other's expression is not "real". Where the label of an AU is missing (NaN)
+    stands one learned intensity, what D expects of an AU it knows nothing about: with 0 it would ask for its absence.
     """
 
     def __init__(self, c: ModelConfig) -> None:
@@ -342,11 +345,14 @@ class D(nn.Module):
         )  # fmt: skip
         self.score = nn.Conv2d(4 * w, 2, 1)
         self.embed = nn.Linear(c.n_aus, 2 * 4 * w, bias=False) if c.conditional else None
+        # (n,) of 5; begins where absent ends and present begins
+        self.unknown = nn.Parameter(torch.full((c.n_aus,), PRESENT_AT / MAX_INTENSITY)) if c.conditional else None
 
     def forward(self, image: Tensor, au: Tensor) -> tuple[Tensor, Tensor]:
         h = self.trunk(image)  # (B, 4w, S/8, S/8)
         score = self.score(h).float()  # (B, 2, S/8, S/8)
-        if self.embed is not None:
-            embed = self.embed(au.nan_to_num() / MAX_INTENSITY).unflatten(1, (2, -1))  # (B, 2, 4w)
+        if self.embed is not None and self.unknown is not None:
+            asked = torch.where(au.isnan(), self.unknown, au / MAX_INTENSITY)  # (B, n)
+            embed = self.embed(asked).unflatten(1, (2, -1))  # (B, 2, 4w)
             score = score + torch.einsum("bkc,bcyx->bkyx", embed, h.to(embed.dtype)).float()
         return score.chunk(2, 1)

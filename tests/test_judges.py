@@ -87,6 +87,10 @@ def test_au_loss_by_hand_and_blind_to_missing_labels():
     loss.backward()
     assert raw.grad[1, 1] == 0 and raw.grad.isfinite().all()
     assert au_loss(raw, torch.full((2, 2), torch.nan), torch.ones(2)).item() == 0  # nothing known, nothing lost
+    never = torch.tensor([[0.0, torch.nan], [1.0, torch.nan]])  # nobody labelled the second AU: it has no variance
+    raw.grad = None
+    au_loss(raw, never, torch.tensor([1.0, torch.nan])).backward()
+    assert raw.grad.tolist() == [[1.0, 0.0], [2.0, 0.0]]
 
 
 def test_cosface_by_hand():

@@ -106,6 +106,15 @@ def test_partial_correlation_is_the_correlation_of_the_residuals():
         assert partial_correlation(x, y, z)[k].item() == pytest.approx(np.corrcoef(*rest)[0, 1])
 
 
+def test_partial_correlation_leaves_out_what_is_missing_in_any_of_the_three():
+    x, y, z = (rand(30, 3, seed=k) for k in range(3))
+    x[:3, 0], y[3:6, 0], z[6:9, 0] = torch.nan, torch.nan, torch.nan
+    z[:, 1] = torch.nan
+    found = partial_correlation(x, y, z)
+    assert torch.allclose(found[:1], partial_correlation(x[9:, :1], y[9:, :1], z[9:, :1]))
+    assert found[1].isnan() and torch.allclose(found[2:], partial_correlation(x[:, 2:], y[:, 2:], z[:, 2:]))
+
+
 def test_partial_correlation_sees_through_the_other_expression():
     a, b = rand(4000, 1), rand(4000, 1, seed=1)
     a = a + 0.7 * b  # the two faces of a pair resemble each other

@@ -152,12 +152,26 @@ def test_mixing_one_au_leaves_the_others() -> None:
     assert torch.equal(mixed[:, [0, 1, 3, 4]], a[:, [0, 1, 3, 4]])
 
 
-def test_the_conditional_discriminator_asks_for_aus_and_missing_ones_are_no_question() -> None:
+def test_the_conditional_discriminator_asks_for_aus() -> None:
     torch.manual_seed(0)
-    d, image = D(small()).eval(), torch.rand(1, 3, 32, 32)
-    zero, some = torch.zeros(1, 5), torch.full((1, 5), 3.0)
-    missing = torch.full((1, 5), torch.nan)
-    assert not torch.equal(d(image, zero)[0], d(image, some)[0])
-    assert torch.equal(d(image, zero)[0], d(image, missing)[0])
-    plain = D(small(conditional=False)).eval()
-    assert torch.equal(plain(image, zero)[1], plain(image, some)[1])
+    image, zero, some = torch.rand(1, 3, 32, 32), torch.zeros(1, 5), torch.full((1, 5), 3.0)
+    for conditional in (True, False):
+        d = D(small(conditional=conditional)).eval()
+        for one, other in zip(d(image, zero), d(image, some), strict=True):
+            assert torch.equal(one, other) != conditional
+
+
+def test_a_missing_au_is_not_an_absent_one_to_the_discriminator() -> None:
+    torch.manual_seed(0)
+    d, image = D(small()).eval(), torch.rand(2, 3, 32, 32)
+    au = tensor([[2.0, 0.0, 5.0, torch.nan, 0.0], [1.0, 3.0, 0.0, torch.nan, torch.nan]])
+    asked, absent = d(image, au)[0], d(image, au.nan_to_num(0.0))[0]
+    assert ((asked - absent).flatten(1).abs().amax(1) > 1e-3).all()
+    # what a missing AU stands for is one number for each AU, and only images without its label teach it
+    assert d.unknown is not None
+    asked.square().sum().backward()
+    assert d.unknown.grad is not None and (d.unknown.grad != 0).tolist() == [False, False, False, True, True]
+    with torch.no_grad():
+        d.unknown[3:] = tensor([0.4, 1.0])
+    same = tensor([[2.0, 0.0, 5.0, 2.0, 0.0], [1.0, 3.0, 0.0, 2.0, 5.0]])
+    assert_close(d(image, au)[0], d(image, same)[0])

@@ -27,7 +27,7 @@ from torch import Tensor, multiprocessing, nn
 from expr_lib import checkpoint, processes, train
 from expr_lib.checkpoint import load_swapper
 from expr_lib.datasets import FaceData, pair_batch
-from expr_lib.model import BatchNorm, ModelConfig
+from expr_lib.model import BatchNorm, ModelConfig, au_classes
 from expr_lib.train import Batch, Nets, TrainConfig, augment, batch_of, both_passes, build_nets, frozen, partner
 
 TINY = TrainConfig(
@@ -224,6 +224,34 @@ def test_a_batch_without_any_label_still_trains(nets: Nets, batch: Batch, consis
     loss = train.train_step(nets, none, replace(TINY, consistency=consistency))
     assert all(value.isfinite() for value in loss.values())
     assert loss["au"] == loss["D_f"] == loss["D_r"] == loss["hide_au"] == loss["guide"] == 0
+
+
+@pytest.mark.parametrize("adversary", ["uniform", "none", "reversal", "inverted", "entropy"])
+def test_no_number_stands_for_a_missing_label(
+    tiny_faces: FaceData, batch: Batch, monkeypatch: pytest.MonkeyPatch, adversary: str
+) -> None:
+    """What the code puts in the place of NaN, or of class -1, is in no loss, no gradient and no weight."""
+    c, fill, clamp = replace(TINY, adversary=adversary), Tensor.nan_to_num, Tensor.clamp_min
+    learn, random = tiny_faces.subset("train"), np.random.default_rng(0)
+    learn = replace(learn, au=np.where(random.random(learn.au.shape) < 0.3, np.nan, learn.au))
+    au = batch.au.masked_fill(torch.from_numpy(random.random(batch.au.shape) < 0.4), torch.nan)
+    holes = replace(batch, au=au, cls=au_classes(au, c.model.au_levels))
+    assert (holes.cls == -1).any() and (holes.cls >= 0).any()
+
+    def step(number: float, cls: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        def clamp_min(t: Tensor, least: float) -> Tensor:
+            return clamp(t, least) if t.is_floating_point() else t.masked_fill(t < least, cls)
+
+        monkeypatch.setattr(Tensor, "nan_to_num", lambda t: fill(t, number))
+        monkeypatch.setattr(Tensor, "clamp_min", clamp_min)
+        nets = build_nets(c, learn)
+        torch.manual_seed(0)
+        losses = train.warmup_step(nets, holes, c, 1.0) | train.train_step(nets, holes, c)
+        return losses, train.all_tensors(nets)  # networks and what Adam knows of their gradients
+
+    for one, other in zip(step(0.0, 0), step(3.7, 3), strict=True):
+        differ = [name for name in one if not torch.equal(one[name], other[name])]
+        assert not differ, differ[:9]
 
 
 def test_learning_lowers_the_losses(tiny_faces: FaceData, tmp_path: Path) -> None:

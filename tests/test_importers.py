@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_text_in_another_encoding_is_refused_with_its_line(tmp_path):
     root = table_tree(tmp_path / "in", [])
     write(root / "labels.csv", "image,AU1\nphotos/0.png,1\nphotos/Zoë.png,1\n".encode("latin-1"))
     with pytest.raises(
-        ValueError, match=r"labels\.csv: line 1: found no column image|labels\.csv: line 3: found bytes"
+        ValueError, match=r"labels\.csv: line 3: found bytes that are not UTF-8, expected text in UTF-8"
     ):
         import_faces("table", root, tmp_path / "out", SMALL, progress=False)
 
@@ -165,6 +166,17 @@ def test_au_names_are_those_of_this_project():
     assert au_name("AUx") is au_name("AU0") is au_name("audio") is au_name("AU1_x") is au_name("") is None
 
 
+def test_columns_that_are_not_understood_are_told_and_one_at_least_must_be(tmp_path):
+    root = table_tree(tmp_path / "in", ["photos/0.png,1,2,3,4,me"], "image,AU43,AU45,AU100,12,author")
+    _, report, au = bring_in("table", root, tmp_path / "out")
+    assert au["photos/0.png"] == {"AU43": 1}  # a blink is eyes closed: the first of both columns counts
+    assert places(report, "second label of an action unit") == [("labels.csv", 2)]
+    assert places(report, "column that is no action unit, not used") == [("labels.csv", 1)] * 3
+    table_tree(root, ["photos/0.png,4"], "image,smile")
+    with pytest.raises(ValueError, match=r"labels\.csv: found no column of an action unit, expected AU1, AU2"):
+        import_faces("table", root, tmp_path / "other", SMALL, progress=False)
+
+
 # -- nothing outside the folder ------------------------------------------------------------------------------------
 
 
@@ -181,6 +193,21 @@ def test_links_out_of_the_folder_and_loops_are_not_followed(tmp_path):
     assert places(report, "link to a folder, not followed") == [("photos/round", 0)]
     assert len(places(report, "neither a file nor a folder, or a link that leads nowhere")) == 1
     assert places(report, "label without an image") == [("labels.csv", 3)]
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    root, scan = table_tree(tmp_path / "in", ["photos/0.png,a,,1,1"]), os.scandir
+    picture(root / "locked/1.png")
+
+    def guarded(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    report = Report()
+    assert "locked/1.png" not in Tree(root, report).files.values()
+    assert places(report, "folder that cannot be read") == [("locked", 0)]
 
 
 def test_a_folder_reached_through_a_link_is_the_users_own_choice(tmp_path):
@@ -270,6 +297,26 @@ def test_a_damaged_bp4d(tmp_path):
     assert places(report, "label without an image") == [(file, 6)]
     assert places(report, "label file without AU numbers in line 1") == [("AUCoding/AU_OCC/M002_T3.csv", 1)]
     assert places(report, "frame that an intensity file lacks") == [("AUCoding/AU_INT/AU06/F001_T1_AU06.csv", 0)]
+    lacked = places(report, "intensity of a frame that the occurrence file lacks")
+    assert lacked == [("AUCoding/AU_INT/AU12/F001_T1_AU12.csv", 3)]
+
+
+def test_bp4d_films_that_lack_an_action_unit_or_a_file_are_told(tmp_path):
+    root = bp4d_tree(tmp_path / "in")
+    picture(root / "2D+3D/M002/T3/001.jpg")
+    picture(root / "2D+3D/M002/T4/001.jpg")
+    write(root / "AUCoding/AU_OCC/M002_T3.csv", "0,1,12\n1,1,0\n")
+    write(root / "AUCoding/AU_OCC/M002_T4.csv", "0,1,43,45\n1,1,0,1\n")  # both are AU43 here
+    write(root / "AUCoding/AU_INT/AU06/M009_T1_AU06.csv", "1,3\n")
+    write(root / "AUCoding/AU_INT/AU06/M009_T1_AU006x.csv", "1,3\n")
+    _, report, au = bring_in("bp4d", root, tmp_path / "out")
+    assert missing(au["2D+3D/M002/T3/001.jpg"]["AU6"]) and len(au) == 4
+    assert places(report, "action unit that a label file lacks") == [("AUCoding/AU_OCC/M002_T3.csv", 0)]
+    assert places(report, "label file that has an action unit twice") == [("AUCoding/AU_OCC/M002_T4.csv", 1)]
+    orphan = ("AUCoding/AU_INT/AU06/M009_T1_AU06.csv", 0)
+    assert places(report, "intensity file of a film without an occurrence file") == [orphan]
+    unused = places(report, "file that is neither an image nor a label file of this form, not used")
+    assert ("AUCoding/AU_INT/AU06/M009_T1_AU006x.csv", 0) in unused
 
 
 # -- CK+ -----------------------------------------------------------------------------------------------------------
@@ -306,11 +353,23 @@ def test_a_damaged_ckplus(tmp_path):
     _, report, au = bring_in("ckplus", root, tmp_path / "out")
     peak, file = au["cohn-kanade-images/S005/001/S005_001_00000003.png"], "FACS/S005/001/S005_001_00000003_facs.txt"
     assert missing(peak["AU4"]) and peak["AU1"] == 2
+    assert missing(peak["AU12"])  # a line cannot be read: it may be about any AU that no other line names
     assert places(report, "label that is no intensity") == [(file, 1)]
     assert places(report, "unknown action unit") == [(file, 2)]
     assert places(report, "line that is not AU and intensity") == [(file, 3)]
     assert places(report, "label without an image") == [("FACS/S011/001/S011_001_00000009_facs.txt", 1)]
     assert len(places(report, "landmarks that are not 68 pairs, not used")) == 1
+
+
+def test_ckplus_takes_no_face_for_neutral_whose_sequence_has_lost_its_beginning(tmp_path):
+    root = ckplus_tree(tmp_path / "in")
+    (root / "cohn-kanade-images/S005/001/S005_001_00000001.png").unlink()
+    write(root / "FACS/S010/002/S010_002_00000002_facs.txt", "")  # an empty file says nothing, not that all is at rest
+    _, report, au = bring_in("ckplus", root, tmp_path / "out")
+    first = "cohn-kanade-images/S005/001/S005_001_00000002.png"
+    assert places(report, "sequence whose first frame is not there, so no neutral face is taken") == [(first, 0)]
+    assert places(report, "label file without a label") == [("FACS/S010/002/S010_002_00000002_facs.txt", 0)]
+    assert [path[-12:-4] for path in au] == ["00000003", "00000001"]
 
 
 # -- RaFD ----------------------------------------------------------------------------------------------------------
@@ -357,11 +416,14 @@ def test_openface_tables_of_single_photographs_with_celebas_identities(tmp_path)
         write(root / f"processed/{i:06d}.csv", f"{header}\n{text}\n")
     write(root / "processed/000099.csv", f"{header}\n{row}\n")
     write(root / "processed/notes.csv", "a,b\n1,2\n")
-    write(root / "identity_CelebA.txt", "000001.jpg 2880\n000002.jpg 7\n000005.jpg 7\n")
+    write(root / "identity_CelebA.txt", "000001.jpg 2880\n000002.jpg 7\n000005.jpg 7\n000002.jpg 9\nnobody\n")
     data, report, au = bring_in("openface", root, tmp_path / "out")
     assert au["img_align_celeba/000001.jpg"] == {"AU1": 1.25, "AU28": PRESENT, "AU43": 0}
     assert sorted(au) == [f"img_align_celeba/{i:06d}.jpg" for i in (1, 2, 5)] and data.subject.tolist() == [0, 1, 1]
     assert missing(au["img_align_celeba/000005.jpg"]["AU28"])
+    assert places(report, "label that is no code") == [("processed/000005.csv", 2)]
+    assert places(report, "second person of an image") == [("identity_CelebA.txt", 4)]
+    assert places(report, "line that is not image and person") == [("identity_CelebA.txt", 5)]
     assert places(report, "face not found for certain") == [("processed/000003.csv", 2)]
     assert places(report, "several faces in one image") == [("processed/000004.csv", 2), ("processed/000004.csv", 3)]
     assert places(report, "label without an image") == [("processed/000099.csv", 2)]
@@ -372,12 +434,15 @@ def test_openface_frames_of_a_film(tmp_path):
     root = tmp_path / "in"
     for frame in (1, 2):
         picture(root / f"anna_aligned/frame_det_00_{frame:06d}.bmp", 100 + frame)
-    rows = [openface_row(frame=frame, face_id=0, success=good) for frame, good in ((1, 1), (2, 0), (3, 1))]
+    rows = [openface_row(frame=frame, face_id=0, success=good) for frame, good in ((1, 1), (2, 0), (3, 1), (1, 1))]
+    rows += [openface_row(frame="../1", face_id=0, success=1), openface_row(frame=2, face_id=0, success="nan")]
     write(root / "anna.csv", "\n".join([rows[0][0], *(row for _, row in rows)]))
     data, report, _ = bring_in("openface", root, tmp_path / "out")
     assert len(data) == 1 and data.images[0, 0, 0, 0] == 101
-    assert places(report, "face not found for certain") == [("anna.csv", 3)]
+    assert places(report, "face not found for certain") == [("anna.csv", 3), ("anna.csv", 7)]
     assert places(report, "label without an image") == [("anna.csv", 4)]
+    assert places(report, "second label of an image") == [("anna.csv", 5)]
+    assert places(report, "frame that is no number") == [("anna.csv", 6)]
 
 
 # -- py-feat -------------------------------------------------------------------------------------------------------
@@ -387,12 +452,13 @@ def test_pyfeat_probabilities_become_intensities_of_0_to_5(tmp_path):
     root, header = tmp_path / "in", "FaceScore,AU01,AU12,anger,input,frame"
     for name in ("ann", "bob", "eve", "two"):
         picture(root / f"photos/{name}.jpg")
+    picture(tmp_path / "secret.jpg")
     rows = [
         "0.99,0.5,1,0.1,/home/me/photos/ann.jpg,0",
         "0.99,0.2,1.3,0.1,C:\\photos\\BOB.jpg,0",
         ",,,,photos/eve.jpg,0",
     ]
-    rows += ["0.99,0,0,0,two.jpg,0", "0.95,0,0,0,two.jpg,0", "0.9,0,0,0,gone.jpg,0"]
+    rows += ["0.99,0,0,0,two.jpg,0", "0.95,0,0,0,two.jpg,0", "0.9,0,0,0,../secret.jpg,0"]
     write(root / "fex.csv", "\n".join([header, *rows]))
     data, report, au = bring_in("pyfeat", root, tmp_path / "out")
     assert data.au_names == ("AU1", "AU12") and au["photos/ann.jpg"] == {"AU1": 2.5, "AU12": 5}
@@ -413,6 +479,17 @@ def ganimation_tree(root: Path, labels: object, protocol: int = 2) -> Path:
     write(root / "train_ids.csv", "N_0.jpg\nN_1.jpg\n")
     write(root / "test_ids.csv", "N_2.jpg\n")
     return root
+
+
+def test_a_damaged_ganimation(tmp_path):
+    labels = {f"N_{i}": np.full(17, 1.0) for i in range(3)}
+    labels["N_0"][[0, 1]] = 7.5, np.nan
+    root = ganimation_tree(tmp_path / "in", labels)
+    write(root / "test_ids.csv", "N_2.jpg\nN_8.jpg\n")
+    _, report, au = bring_in("ganimation", root, tmp_path / "out")
+    assert missing(au["imgs/N_0.jpg"]["AU1"]) and missing(au["imgs/N_0.jpg"]["AU2"]) and au["imgs/N_0.jpg"]["AU4"] == 1
+    assert places(report, "label that is no intensity") == [("aus_openface.pkl", 1)]
+    assert places(report, "image of a split without a label") == [("test_ids.csv", 2)]
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -467,6 +544,189 @@ def test_other_callables_are_refused_too(tmp_path, name):
     write(root / "aus_openface.pkl", payload)
     with pytest.raises(ValueError, match=f"it asks for {name}, expected"):
         import_faces("ganimation", root, tmp_path / "out", SMALL, progress=False)
+
+
+# -- every form, damaged in every way that it can be ---------------------------------------------------------------
+
+FORMS = ("table", "openface", "pyfeat", "disfa", "bp4d", "ckplus", "rafd", "ganimation")
+WITH_TEXT = tuple(form for form in FORMS if form != "rafd")
+
+
+def sound_tree(form: str, root: Path) -> Path:
+    """A small tree of a form with nothing wrong; its last labelled image is no neutral one."""
+    if form == "table":
+        table_tree(root, [f"photos/{i}.png,p{i % 2},,{i / 2},{5 - i / 2}" for i in range(8)])
+    elif form == "disfa":
+        disfa_tree(root)
+    elif form == "bp4d":
+        bp4d_tree(root)
+    elif form == "ckplus":
+        ckplus_tree(root)
+    elif form == "ganimation":
+        ganimation_tree(root, {f"N_{i}": np.linspace(0, i, 17) for i in range(3)})
+    for i in range(1, 4):
+        if form == "openface":
+            picture(root / f"photos/{i:06d}.jpg")
+            write(root / f"processed/{i:06d}.csv", "\n".join(openface_row(AU01_r=i / 2)) + "\n")
+        elif form == "pyfeat":
+            picture(root / f"photos/{i:06d}.jpg")
+            rows = [f"0.99,0.{k},0.5,photos/{k:06d}.jpg\n" for k in range(1, 4)]
+            write(root / "fex.csv", "".join(["FaceScore,AU01,AU12,input\n", *rows]))
+        elif form == "rafd":
+            picture(root / f"Rafd090_{i:02d}_Caucasian_female_happy_frontal.jpg")
+    return root
+
+
+def labels_of(form: str, root: Path, out: Path) -> tuple[dict[str, dict[str, float | None]], Report]:
+    """Labels by AU by image, None where one is missing; and the report."""
+    _, report, au = bring_in(form, root, out)
+    return {
+        image: {name: None if missing(value) else value for name, value in labels.items()}
+        for image, labels in au.items()
+    }, report
+
+
+def texts(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix in (".csv", ".txt"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_truncated_image(tmp_path, form):
+    root = sound_tree(form, tmp_path / "in")
+    sound, _ = labels_of(form, root, tmp_path / "sound")
+    image = sorted(sound)[-1]
+    write(root / image, (root / image).read_bytes()[:70])
+    found, report = labels_of(form, root, tmp_path / "out")
+    assert found == {other: labels for other, labels in sound.items() if other != image}
+    assert places(report, "image that cannot be used") == [(image, 0)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_links_that_loop_or_lead_out(tmp_path, form):
+    root, outside = sound_tree(form, tmp_path / "in"), picture(tmp_path / "private/secret.png", 255)
+    sound, before = labels_of(form, root, tmp_path / "sound")
+    folder = (root / sorted(sound)[-1]).parent
+    (folder / "round").symlink_to(root, target_is_directory=True)
+    (folder / "self.png").symlink_to(folder / "self.png")
+    (folder / "secret.png").symlink_to(outside)
+    found, report = labels_of(form, root, tmp_path / "out")
+    assert found == sound
+    assert report.counts() == before.counts() | {
+        "left out: link to a folder, not followed": 1,
+        "left out: neither a file nor a folder, or a link that leads nowhere": 1,
+        "left out: link that leads out of the folder": 1,
+    }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_names_in_the_other_case(tmp_path, form):
+    root = sound_tree(form, tmp_path / "in")
+    sound, before = labels_of(form, root, tmp_path / "sound")
+    for path in sorted(root.rglob("*"), key=lambda path: -len(path.parts)):
+        path.rename(path.with_name(path.name.swapcase()))
+    found, report = labels_of(form, root, tmp_path / "out")
+    assert {image.swapcase(): labels for image, labels in found.items()} == sound
+    assert report.counts() == before.counts()
+
+
+@pytest.mark.parametrize("form", WITH_TEXT)
+@pytest.mark.parametrize("way", ["CRLF", "mark", "UTF-16", "decimal commas"])
+def test_text_as_other_programs_write_it(tmp_path, form, way):
+    root = sound_tree(form, tmp_path / "in")
+    sound, before = labels_of(form, root, tmp_path / "sound")
+    for path in texts(root):
+        text = path.read_text()
+        if way == "CRLF":
+            text = text.replace("\n", "\r\n")
+        elif way == "decimal commas":
+            text = re.sub(r"(?<=\d)\.(?=\d)", ",", text.replace(",", ";"))
+        write(path, text.encode({"mark": "utf-8-sig", "UTF-16": "utf-16"}.get(way, "utf-8")))
+    found, report = labels_of(form, root, tmp_path / "out")
+    assert found == sound and report.counts() == before.counts()
+
+
+@pytest.mark.parametrize("form", WITH_TEXT)
+def test_text_in_an_unknown_encoding_gives_no_label(tmp_path, form):
+    root = sound_tree(form, tmp_path / "in")
+    sound, _ = labels_of(form, root, tmp_path / "sound")
+    for k, path in enumerate(texts(root)):
+        content = path.read_bytes()
+        write(path, content + "Zoë\n".encode("latin-1"))
+        try:
+            found, report = labels_of(form, root, tmp_path / f"out{k}")
+        except ValueError as error:  # the only label file
+            assert "found bytes that are not UTF-8" in str(error)
+        else:
+            told = (path.relative_to(root).as_posix(), 0)
+            assert places(report, "label file that cannot be read") == [told]
+            assert found != sound
+            for image, labels in found.items():
+                assert all(value in (None, sound[image][name]) for name, value in labels.items())
+        write(path, content)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_without_a_label(tmp_path, form):
+    root = sound_tree(form, tmp_path / "in")
+    sound, before = labels_of(form, root, tmp_path / "sound")
+    stranger = picture((root / sorted(sound)[-1]).with_name("stranger.png")).relative_to(root).as_posix()
+    found, report = labels_of(form, root, tmp_path / "out")
+    assert found == sound
+    told = places(report, "image without a label")
+    assert sorted(told) == sorted([*places(before, "image without a label"), (stranger, 0)])
+
+
+@pytest.mark.parametrize("form", WITH_TEXT)
+def test_a_label_without_its_image(tmp_path, form):
+    root = sound_tree(form, tmp_path / "in")
+    sound, _ = labels_of(form, root, tmp_path / "sound")
+    image = sorted(sound)[-1]
+    (root / image).unlink()
+    found, report = labels_of(form, root, tmp_path / "out")
+    [(file, line)] = places(report, "label without an image")
+    assert (root / file).is_file() and line >= 1
+    assert {k: v for k, v in sound.items() if k in found} == found and len(sound) - len(found) in (1, 2)  # CK+: 2
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "row", "reason"),
+    [
+        ("table", "labels.csv", "photos/7.png,p1,,0,0", "second label of an image"),
+        ("disfa", "ActionUnit_Labels/SN002/SN002_au26.txt", "4,2", "second label of a frame"),
+        ("bp4d", "AUCoding/AU_OCC/F001_T1.csv", "3,0,0,0", "second label of a frame"),
+        ("bp4d", "AUCoding/AU_INT/AU06/F001_T1_AU06.csv", "2,5", "second label of a frame"),
+        ("ckplus", "FACS/S010/002/S010_002_00000002_facs.txt", "12 1", "second label of an action unit"),
+        ("ganimation", "train_ids.csv", "N_0.jpg", "second split of an image"),
+    ],
+)
+def test_a_second_label_is_told_with_its_line_and_the_first_one_kept(tmp_path, form, file, row, reason):
+    root = sound_tree(form, tmp_path / "in")
+    sound, before = labels_of(form, root, tmp_path / "sound")
+    write(root / file, (root / file).read_text() + row + "\n")
+    found, report = labels_of(form, root, tmp_path / "out")
+    assert found == sound and places(report, reason) == [(file, len((root / file).read_text().splitlines()))]
+    assert report.counts() == before.counts() | {f"left out: {reason}": 1}
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "what"),
+    [
+        ("disfa", "ActionUnit_Labels/SN001/SN001_au12.txt", "label file of an action unit"),
+        ("disfa", "Images/LeftVideoSN001_comp/00001.jpg", "image of a frame"),
+        ("bp4d", "AUCoding/AU_OCC/F001_T1.csv", "occurrence file of a film"),
+        ("bp4d", "AUCoding/AU_INT/AU06/F001_T1_AU06.csv", "intensity file of an action unit"),
+        ("bp4d", "2D+3D/F001/T1/0002.jpg", "image of a frame"),
+        ("ckplus", "FACS/S010/002/S010_002_00000002_facs.txt", "label file of a frame"),
+        ("ckplus", "cohn-kanade-images/S005/001/S005_001_00000003.png", "image of a frame"),
+        ("ganimation", "aus_openface.pkl", "aus_openface.pkl"),
+    ],
+)
+def test_a_second_file_is_told_and_the_first_one_kept(tmp_path, form, file, what):
+    root = sound_tree(form, tmp_path / "in")
+    sound, _ = labels_of(form, root, tmp_path / "sound")
+    write(root / "z-copy" / file, (root / file).read_bytes())
+    found, report = labels_of(form, root, tmp_path / "out")
+    assert found == sound and places(report, f"second {what}") == [(f"z-copy/{file}", 0)]
 
 
 # -- the writer ----------------------------------------------------------------------------------------------------

@@ -20,10 +20,20 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
     """
     frames = tree.frames(r"([fm]\d{3})/(t\d+)/0*(\d+)\.(?:jpe?g|png|bmp)")
     graded: dict[tuple[str, str], dict[str, str]] = {}
-    for rel, match in tree.matching(r"([fm]\d{3})_(t\d+)_au(\d+)\.csv"):
-        graded.setdefault((match[1].upper(), match[2].upper()), {})[au_name(match[3]) or ""] = rel
-    for file, match in tree.matching(r"([fm]\d{3})_(t\d+)\.csv"):
-        film = (match[1].upper(), match[2].upper())
+    of_au = tree.one_each(
+        r"([fm]\d{3})_(t\d+)_au0*([1-9]\d?)\.csv",
+        lambda m: (m[1].upper(), m[2].upper(), au_name(m[3]) or ""),
+        "intensity file of an action unit",
+    )
+    for (person, task, name), rel in of_au.items():
+        graded.setdefault((person, task), {})[name] = rel
+    coded = tree.one_each(
+        r"([fm]\d{3})_(t\d+)\.csv", lambda m: (m[1].upper(), m[2].upper()), "occurrence file of a film"
+    )
+    for film in sorted(graded.keys() - coded.keys()):
+        for rel in graded[film].values():
+            report.left_out("intensity file of a film without an occurrence file", rel)
+    for film, file in coded.items():
         strength = {name: intensities(tree, rel, name, report) for name, rel in graded.get(film, {}).items()}
         rows = tree.rows(file)
         _, header = next(rows, (1, []))
@@ -31,6 +41,10 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
         if not names or None in names:
             odd = header[1:][names.index(None)] if None in names else ""
             report.left_out("label file without AU numbers in line 1", file, 1, f"found {odd!r}")
+            continue
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            report.left_out("label file that has an action unit twice", file, 1, f"{twice}")
             continue
         seen: dict[int, int] = {}
         for line, row in rows:
@@ -52,12 +66,19 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                 if name
             }
             for name, by_frame in strength.items():
-                au[name] = by_frame.get(frame, UNKNOWN)
+                au[name], _ = by_frame.get(frame, (UNKNOWN, 0))
                 if frame not in by_frame:
                     report.missing(
                         "frame that an intensity file lacks", graded[film][name], 0, f"frame {frame}: {name}"
                     )
             yield Face(image, film[0], au, (file, line))
+        for name, by_frame in strength.items():
+            for frame, (_, line) in by_frame.items():
+                if frame not in seen:
+                    where = graded[film][name]
+                    report.left_out(
+                        "intensity of a frame that the occurrence file lacks", where, line, f"frame {frame}"
+                    )
 
 
 def presence(cell: str, name: str, report: Report, file: str, line: int) -> float:
@@ -68,13 +89,15 @@ def presence(cell: str, name: str, report: Report, file: str, line: int) -> floa
     return known.get(cell, UNKNOWN)
 
 
-def intensities(tree: Tree, file: str, name: str, report: Report) -> dict[int, float]:
-    """Lines ``frame,intensity`` -> intensity by frame."""
-    found: dict[int, float] = {}
+def intensities(tree: Tree, file: str, name: str, report: Report) -> dict[int, tuple[float, int]]:
+    """Lines ``frame,intensity`` -> intensity and line by frame; a second line of a frame is left out."""
+    found: dict[int, tuple[float, int]] = {}
     for line, row in tree.rows(file):
         if len(row) != 2 or not row[0].isdigit():
-            if line > 1:  # some copies have a header
+            if line > 1 or row[0][:1].isdigit():  # some copies have a header
                 report.left_out("line that is not frame,intensity", file, line, ",".join(row)[:40])
+        elif (frame := int(row[0])) in found:
+            report.left_out("second label of a frame", file, line, f"frame {frame}: first in line {found[frame][1]}")
         else:
-            found[int(row[0])] = intensity(row[1], name, report, file, line, unknown=CODE_UNKNOWN)
+            found[frame] = intensity(row[1], name, report, file, line, unknown=CODE_UNKNOWN), line
     return found

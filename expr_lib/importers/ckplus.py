@@ -5,13 +5,15 @@ Source of the format: Lucey et al., *The Extended Cohn-Kanade Dataset (CK+)*, CV
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from expr_lib.facs import MAX_INTENSITY
-from expr_lib.importers.source import PRESENT, Face, Report, Tree, number
+from expr_lib.importers.source import PRESENT, UNKNOWN, Face, Report, Tree, au_name, number
 
+FRAME = r"(s\d{3}_\d{3})_(\d{8})"
 LAST_AU = 46
 """Higher codes are head and eye positions, no action units of the face."""
 
@@ -19,52 +21,66 @@ LAST_AU = 46
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
     """``FACS/S005/001/S005_001_00000011_facs.txt``, lines ``AU intensity``: the last frame of a sequence.
 
-    Coders wrote down every AU they saw, so an AU that is not in the file is 0. Intensity 0 means present, not graded:
-    ``PRESENT``. The first frame of a coded sequence is the neutral face: all 0. The landmarks align both.
+    Coders wrote down every AU they saw, so an AU that is not in the file is 0, unless a line cannot be understood: it
+    may be about any AU. Intensity 0 means present, not graded: ``PRESENT``. The first frame of a coded sequence is the
+    neutral face: all 0. The landmarks align both.
     """
-    sequences: dict[str, dict[int, str]] = {}
-    for rel, match in tree.matching(r"(s\d{3}_\d{3})_(\d{8})\.(?:png|jpe?g)"):
-        sequences.setdefault(match[1], {})[int(match[2])] = rel
-    points = {(match[1], int(match[2])): rel for rel, match in tree.matching(r"(s\d{3}_\d{3})_(\d{8})_landmarks\.txt")}
-    coded = {}
-    for file, match in tree.matching(r"(s\d{3}_\d{3})_(\d{8})_facs\.txt"):
-        coded[match[1], int(match[2])] = (file, codes(tree, file, report))
-    names = {name for _, au in coded.values() for name in au}
-    for (sequence, frame), (file, au) in coded.items():
-        images = sequences.get(sequence, {})
-        if frame not in images:
+
+    def frame_of(match: re.Match[str]) -> tuple[str, int]:
+        return match[1], int(match[2])
+
+    images: dict[str, dict[int, str]] = {}
+    for (sequence, frame), rel in tree.one_each(FRAME + r"\.(?:png|jpe?g)", frame_of, "image of a frame").items():
+        images.setdefault(sequence, {})[frame] = rel
+    points = tree.one_each(FRAME + r"_landmarks\.txt", frame_of, "landmarks of a frame")
+    files = tree.one_each(FRAME + r"_facs\.txt", frame_of, "label file of a frame")
+    coded = {where: codes(tree, file, report) for where, file in files.items()}
+    names = {name for au, _ in coded.values() for name in au}
+    for (sequence, frame), (au, whole) in coded.items():
+        file, person, film = files[sequence, frame], sequence[:4].upper(), images.get(sequence, {})
+        if frame not in film:
             report.left_out("label without an image", file, 1, f"{sequence.upper()}_{frame:08d}")
             continue
-        peak, person = dict.fromkeys(names, 0.0) | au, sequence[:4].upper()
-        for number_, labels in ((min(images), dict.fromkeys(names, 0.0)), (frame, peak)):
-            if number_ == frame and labels is not peak:
-                continue  # a sequence of one image: it is the peak
-            place = landmarks_of(tree, points.get((sequence, number_)), report)
-            yield Face(images[number_], person, labels, (file, 1), points=place)
-        if min(images) != frame:
+        first, absent = min(film), 0.0 if whole else UNKNOWN
+        if not au and not whole:
+            report.left_out("label file without a label", file)
+        else:
+            place = landmarks_of(tree, points.get((sequence, frame)), report)
+            yield Face(film[frame], person, dict.fromkeys(names, absent) | au, (file, 1), points=place)
+        if first > 1:
+            report.note("sequence whose first frame is not there, so no neutral face is taken", film[first])
+        elif first != frame:
+            place = landmarks_of(tree, points.get((sequence, first)), report)
+            yield Face(film[first], person, dict.fromkeys(names, 0.0), (file, 1), points=place)
             report.note("first frame of a coded sequence, taken as neutral")
 
 
-def codes(tree: Tree, file: str, report: Report) -> dict[str, float]:
-    """Lines ``AU intensity``, both written like 9.0000000e+00."""
+def codes(tree: Tree, file: str, report: Report) -> tuple[dict[str, float], bool]:
+    """Lines ``AU intensity``, both written like 9.0000000e+00 -> intensities, and whether no line was lost."""
     au: dict[str, float] = {}
-    for line, row in tree.rows(file):
+    rows = list(tree.rows(file, ";\t"))
+    lost = len(rows) == 0  # an empty or unreadable file says nothing
+    for line, row in rows:
         try:
             unit, strength = (number(cell) for cell in row)
         except ValueError:
             report.left_out("line that is not AU and intensity", file, line, " ".join(row)[:40])
+            lost = True
             continue
+        name = au_name(f"{unit:g}") or ""
         if not unit.is_integer() or unit < 1:
             report.left_out("unknown action unit", file, line, f"found {row[0]}")
+            lost = True
         elif unit > LAST_AU:
             report.note("code of a head or eye position, not used", file, line, f"{unit:g}")
+        elif name in au:
+            report.left_out("second label of an action unit", file, line, f"{unit:g}: {name} is there already")
         elif not 0 <= strength <= MAX_INTENSITY:
-            name = f"AU{unit:g}"
             report.missing("label that is no intensity", file, line, f"{name}: found {row[1]!r}, expected 0 to 5")
-            au[name] = float("nan")
+            au[name] = UNKNOWN
         else:
-            au["AU43" if unit == 45 else f"AU{unit:g}"] = strength or PRESENT
-    return au
+            au[name] = strength or PRESENT
+    return au, not lost
 
 
 def landmarks_of(tree: Tree, file: str | None, report: Report) -> np.ndarray | None:
@@ -72,7 +88,7 @@ def landmarks_of(tree: Tree, file: str | None, report: Report) -> np.ndarray | N
     if file is None:
         return None
     try:
-        found = np.array([[number(cell) for cell in row] for _, row in tree.rows(file)], np.float32)
+        found = np.array([[number(cell) for cell in row] for _, row in tree.rows(file, ";\t")], np.float32)
     except ValueError:
         found = np.zeros(0, np.float32)
     if found.shape != (68, 2):

@@ -15,8 +15,10 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
 
     Labels count frames from 1. Images that count from 0 are shifted, which the report says.
     """
-    files = {(match[1].upper(), au_name(match[2])): rel for rel, match in tree.matching(r"(sn\d{3})_au(\d+)\.txt")}
-    names = sorted({name for _, name in files if name}, key=lambda name: int(name[2:]))
+    files = tree.one_each(
+        r"(sn\d{3})_au0*([1-9]\d?)\.txt", lambda m: (m[1].upper(), au_name(m[2]) or ""), "label file of an action unit"
+    )
+    names = sorted({name for _, name in files}, key=lambda name: int(name[2:]))
     # the folder's name holds SN001, the image's name ends with the number
     frames = tree.frames(r"[^/]*(sn\d{3})[^/]*/(?:[^/]*\D)?0*(\d+)\.(?:jpe?g|png|bmp)")
     for subject in sorted({who for who, _ in files}):

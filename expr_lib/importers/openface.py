@@ -9,8 +9,19 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from expr_lib.importers.source import PRESENT, UNKNOWN, Face, Report, Tree, au_name, intensity, landmarks, number
-from expr_lib.importers.source import person_of as persons
+from expr_lib.importers.source import (
+    PRESENT,
+    UNKNOWN,
+    Face,
+    Report,
+    Tree,
+    au_columns,
+    au_name,
+    intensity,
+    landmarks,
+    number,
+    person_of,
+)
 
 CONFIDENCE = 0.8
 """Rows below it are left out; OpenFace's own advice."""
@@ -18,8 +29,8 @@ CONFIDENCE = 0.8
 
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
     """``NAME.csv`` labels the image ``NAME.*``, or the frames in ``NAME_aligned/`` where that folder exists."""
-    images, person = tree.by_stem(), persons(tree)
-    person |= identities(tree, images)
+    images, person = tree.by_stem(), person_of(tree)
+    person |= identities(tree, images, report)
     folders = {posixpath.dirname(low) for low in tree.files}
     for low, file in tree.files.items():
         if not low.endswith(".csv"):
@@ -37,12 +48,15 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
             elif several > 1:
                 report.left_out("several faces in one image", file, line, f"{several} faces")
             elif frames:
-                path = f"{stem}_aligned/frame_det_{int(row.get('face_id') or 0):02d}_{int(row['frame']):06d}"
-                found = [rel for end in (".bmp", ".jpg", ".png") if (rel := tree.files.get(path + end))]
-                if found:
-                    yield Face(found[0], posixpath.basename(stem), labels(row, report, file, line), (file, line))
-                else:
-                    report.left_out("label without an image", file, line, path)
+                face, frame = row.get("face_id") or "0", row.get("frame", "")
+                name = f"frame_det_{face.zfill(2)}_{frame.zfill(6)}"
+                found = [
+                    rel for end in (".bmp", ".jpg", ".png") if (rel := tree.files.get(f"{stem}_aligned/{name}{end}"))
+                ]
+                if not (face.isdigit() and frame.isdigit()):
+                    report.left_out("frame that is no number", file, line, f"face_id {face!r}, frame {frame!r}")
+                elif image := tree.one(found[:1], file, line, name):
+                    yield Face(image, posixpath.basename(stem), labels(row, report, file, line), (file, line))
             elif image := tree.one(images.get(posixpath.basename(stem), []), file, line, posixpath.basename(stem)):
                 yield Face(image, person[image], labels(row, report, file, line), (file, line), points=landmarks(row))
 
@@ -50,29 +64,37 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
 def doubtful(row: dict[str, str]) -> bool:
     """Did OpenFace say itself that it found no face, or hardly?"""
     try:
-        return number(row.get("success", "1")) < 1 or number(row.get("confidence", "1")) < CONFIDENCE
+        return not (number(row.get("success", "1")) >= 1 and number(row.get("confidence", "1")) >= CONFIDENCE)
     except ValueError:
         return True
 
 
 def labels(row: dict[str, str], report: Report, file: str, line: int) -> dict[str, float]:
     """Intensities of a row; an AU of which only the presence is told (AU28) is 0 or ``PRESENT``."""
-    au: dict[str, float] = {}
+    au = au_columns({column: cell for column, cell in row.items() if column.endswith("_r")}, report, file, line)
     for column, cell in row.items():
-        name = au_name(column) if column.endswith(("_r", "_c")) else None
-        if name and column.endswith("_r"):
-            au[name] = intensity(cell, name, report, file, line)
-        elif name and f"{column[:-1]}r" not in row:
-            value = intensity(cell, name, report, file, line)
-            au[name] = PRESENT * value if value in (0, 1) else UNKNOWN
+        name = au_name(column) if column.endswith("_c") and f"{column[:-1]}r" not in row else None
+        if name is None:
+            continue
+        value = intensity(cell, name, report, file, line)
+        if value > 0 and value != 1:
+            report.missing("label that is no code", file, line, f"{name}: found {cell!r}, expected 0 or 1")
+            value = UNKNOWN
+        au[name] = PRESENT * value
     return au
 
 
-def identities(tree: Tree, images: dict[str, list[str]]) -> dict[str, str]:
+def identities(tree: Tree, images: dict[str, list[str]], report: Report) -> dict[str, str]:
     """CelebA's ``identity_CelebA.txt``, where the folder has it: image -> person."""
     found: dict[str, str] = {}
     for rel, _ in tree.matching(r"identity_celeba\.txt"):
-        for _, (name, *rest) in tree.rows(rel):
-            for image in images.get(posixpath.splitext(name)[0].lower(), []) if rest else []:
-                found[image] = rest[0]
+        for line, row in tree.rows(rel):
+            if len(row) != 2:
+                report.left_out("line that is not image and person", rel, line, " ".join(row)[:40])
+                continue
+            for image in images.get(posixpath.splitext(row[0])[0].lower(), []):
+                if found.setdefault(image, row[1]) != row[1]:
+                    report.left_out(
+                        "second person of an image", rel, line, f"{image}: {row[1]}, before: {found[image]}"
+                    )
     return found

@@ -11,14 +11,16 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from expr_lib.facs import MAX_INTENSITY
 
+Key = TypeVar("Key", bound=Hashable)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PRESENT = 3.0
 """Intensity written for an AU that is coded as present without saying how strongly: C, the middle. Our choice."""
@@ -78,8 +80,14 @@ class Tree:
         if not self.root.is_dir():
             raise NotADirectoryError(f"{root}: not a folder; expected the folder of a data set")
         self.files: dict[str, str] = {}  # lower-case path -> path, both below the root and with /
+        self.opened: set[str] = set()  # paths of the label files that an importer has read
         inside = os.path.realpath(self.root) + os.sep
-        for folder, folders, names in os.walk(self.root):
+
+        def closed(error: OSError) -> None:
+            folder = os.path.relpath(error.filename, self.root).replace(os.sep, "/")
+            report.left_out("folder that cannot be read", folder, 0, str(error.strerror))
+
+        for folder, folders, names in os.walk(self.root, onerror=closed):
             below = os.path.relpath(folder, self.root).replace(os.sep, "/")
             folders.sort()
             for name in sorted([*folders, *names]):
@@ -103,14 +111,24 @@ class Tree:
         compiled = re.compile(rf"(?:^|.*/){pattern}$")
         return ((rel, match) for low, rel in self.files.items() if (match := compiled.match(low)))
 
+    def one_each(self, pattern: str, key: Callable[[re.Match[str]], Key], what: str) -> dict[Key, str]:
+        """What a name says -> the path; a second file of the same is left out and counted, as "second ``what``"."""
+        found: dict[Key, str] = {}
+        for rel, match in self.matching(pattern):
+            if (first := found.setdefault(key(match), rel)) != rel:
+                self.report.left_out(f"second {what}", rel, 0, f"first is {first}")
+        return found
+
     def frames(self, pattern: str) -> dict[tuple[str, ...], dict[int, str]]:
         """Images of films: the pattern's groups but the last, in capitals -> frame number, its last group -> image."""
-        films: dict[tuple[str, ...], dict[int, str]] = {}
-        for rel, match in self.matching(pattern):
+
+        def key(match: re.Match[str]) -> tuple[tuple[str, ...], int]:
             *film, number = match.groups()
-            first = films.setdefault(tuple(part.upper() for part in film), {}).setdefault(int(number), rel)
-            if first != rel:
-                self.report.left_out("second image of a frame", rel, 0, f"first is {first}")
+            return tuple(part.upper() for part in film), int(number)
+
+        films: dict[tuple[str, ...], dict[int, str]] = {}
+        for (film, number), rel in self.one_each(pattern, key, "image of a frame").items():
+            films.setdefault(film, {})[number] = rel
         return films
 
     def find(self, name: str, file: str, line: int) -> str | None:
@@ -143,23 +161,25 @@ class Tree:
 
     def text(self, rel: str) -> str:
         """A text file in UTF-8 or, with its mark, UTF-16; ``ValueError`` names the line that is neither."""
+        self.opened.add(rel)
         data = (self.root / rel).read_bytes()
         encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
         try:
             return data.decode(encoding)
         except UnicodeDecodeError as error:
             line = data[: error.start].count(b"\n") + 1
-            raise ValueError(f"line {line}: found bytes that are not {encoding}, expected UTF-8 text") from None
+            found = encoding.removesuffix("-sig").upper()
+            raise ValueError(f"line {line}: found bytes that are not {found}, expected text in UTF-8") from None
 
-    def rows(self, rel: str) -> Iterator[tuple[int, list[str]]]:
-        """Lines of a table: line number and stripped cells; separated by ``;``, tab, comma or blanks, as in line 1.
+    def rows(self, rel: str, separators: str = ";\t,") -> Iterator[tuple[int, list[str]]]:
+        """Lines of a table: line number and stripped cells; separated by the first of these in line 1, else by blanks.
 
         Blank lines are skipped. A file that is no text is one line in the report and yields nothing.
         """
         try:
             lines = self.text(rel).splitlines()
             start = next((line for line in lines if line.strip()), "")
-            separator = next((mark for mark in ";\t," if mark in start), None)
+            separator = next((mark for mark in separators if mark in start), None)
             cells = (
                 csv.reader(lines, delimiter=separator, skipinitialspace=True) if separator else map(str.split, lines)
             )
@@ -175,6 +195,11 @@ class Tree:
         Lines with fewer or more cells than the header are left out and counted. ``ValueError`` where a needed column is
         missing or a column comes twice.
         """
+        if needed:
+            try:
+                self.text(rel)
+            except ValueError as error:  # without this table there is nothing to import
+                raise ValueError(f"{self.root / rel}: {error}") from None
         rows = self.rows(rel)
         _, header = next(rows, (1, []))
         header = [name.lower() for name in header]
@@ -228,10 +253,15 @@ def intensity(
 
 def au_columns(row: dict[str, str], report: Report, file: str, line: int, *, scale: float = 1.0) -> dict[str, float]:
     """Intensities in the columns ``AU1``, ``AU01`` or ``AU01_r`` of a row, read as :func:`intensity` does."""
-    names = {column: au_name(column) for column in row if column.startswith("au")}
-    return {
-        name: intensity(row[column], name, report, file, line, scale=scale) for column, name in names.items() if name
-    }
+    au: dict[str, float] = {}
+    for column, cell in row.items():
+        if (name := au_name(column)) is None or not column.startswith("au"):
+            continue
+        if name in au:
+            report.left_out("second label of an action unit", file, line, f"column {column}: {name} is there already")
+        else:
+            au[name] = intensity(cell, name, report, file, line, scale=scale)
+    return au
 
 
 def landmarks(row: dict[str, str]) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from expr_lib.importers.source import Face, Report, Tree, au_columns, person_of
+from expr_lib.importers.source import Face, Report, Tree, au_columns, au_name, person_of
 
 
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
@@ -12,8 +12,12 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
     file = tree.files.get("labels.csv")
     if file is None:
         raise FileNotFoundError(f"{tree.root / 'labels.csv'}: not found; expected a table with a column image")
-    person = person_of(tree)
+    person, told = person_of(tree), {"image", "subject", "split"}
     for line, row in tree.table(file, "image"):
+        for column in [column for column in row if column not in told]:
+            told.add(column)
+            if not column.startswith("au") or au_name(column) is None:
+                report.note("column that is no action unit, not used", file, 1, column)
         image = tree.find(row["image"], file, line)
         if image is None:
             continue

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from expr_lib.align import align, cut_out
-from expr_lib.files import replace_file
+from expr_lib.files import replace_file, sha256
 from expr_lib.images import read_image, square
 from expr_lib.importers.source import Face, Report, Tree
 
@@ -78,6 +78,11 @@ def import_faces(
         faces = list(with_sound_splits(faces, report))
     split_by_subject(faces, config)
     au_names = sorted({name for face in faces for name in face.au}, key=lambda name: int(name[2:]))
+    if not au_names:
+        raise ValueError(f"{faces[0].where[0]}: found no column of an action unit, expected AU1, AU2, ...")
+    lacking = {(face.where[0], name) for face in faces for name in au_names if name not in face.au}
+    for file, name in sorted(lacking):
+        report.missing("action unit that a label file lacks", file, 0, name)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".import.lock", timeout=0):
@@ -97,9 +102,12 @@ def once(faces: Iterator[Face], tree: Tree, report: Report) -> Iterator[Face]:
             )
         else:
             yield face
-    for rel in tree.images():
-        if rel not in seen:
+    images = set(tree.images())
+    for rel in tree.files.values():
+        if rel in images and rel not in seen:
             report.left_out("image without a label", rel)
+        elif rel not in images and rel not in tree.opened:
+            report.note("file that is neither an image nor a label file of this form, not used", rel)
 
 
 def with_sound_splits(faces: list[Face], report: Report) -> Iterator[Face]:
@@ -240,8 +248,6 @@ def write(
     replace_text(out / "labels.csv", labels(good, au_names))
     listed = [(kind, what, name, str(line or ""), detail) for kind, what, name, line, detail in report.cases]
     replace_text(out / "report.csv", table([("kind", "what", "file", "line", "detail"), *listed]))
-    from expr_lib.datasets import sha256  # needs torch, which the workers do without
-
     hashes = {"images.npy": sha256(partial), "labels.csv": sha256(out / "labels.csv")}
     os.replace(partial, out / "images.npy")
     cut = {"by landmarks": sum(face.points is not None for face in good)}

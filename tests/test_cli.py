@@ -102,6 +102,15 @@ def test_swap_writes_both_faces_side_by_side(photos, untrained, tmp_path, capsys
     assert (there[:, :SIZE] == back[:, SIZE:]).all() and (there[:, SIZE:] == back[:, :SIZE]).all()
 
 
+def test_swap_reads_the_checkpoint_once(photos, untrained, tmp_path, monkeypatch):
+    from expr_lib import checkpoint
+
+    load, reads = checkpoint.load, []
+    monkeypatch.setattr(checkpoint, "load", lambda path, *more: reads.append(path) or load(path, *more))
+    cli.main(["swap", *photos, "-o", str(tmp_path / "out.png"), "--checkpoint", str(untrained)])
+    assert reads == [untrained]
+
+
 def test_swap_with_inputs_single_aus_and_half_way(photos, untrained, tmp_path):
     def swap(*more: str) -> np.ndarray:
         out = tmp_path / "out.png"

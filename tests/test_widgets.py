@@ -5,14 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +15,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from browser import FLAGS, PATIENCE, chromium, opened, served
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
@@ -163,70 +159,17 @@ def test_a_point_of_the_map_shows_its_face():
 
 # -- in a real browser ---------------------------------------------------------------------------------------------
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-PATIENCE = 120_000  # milliseconds
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        path = next(filter(None, map(shutil.which, CHROMIUM)), playwright.chromium.executable_path)
-        if not Path(path).exists():
+        if (path := chromium(playwright)) is None:
             pytest.skip(
                 "NO CHROMIUM: the widgets were not tested in a browser. Install it (`apt-get install chromium`), "
                 "or `.venv/bin/playwright install chromium`) and run this again."
             )
         with playwright.chromium.launch(executable_path=path, args=FLAGS) as browser:
             yield browser
-
-
-@contextmanager
-def served(folder: Path, *command: str) -> Iterator[str]:
-    """A Jupyter server or Voila on a free port -> its address; its settings and traces stay in ``folder``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR")
-    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
-    environment |= {name: str(folder / name.lower()) for name in names} | {"OMP_NUM_THREADS": "1"}
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [Path(sys.executable).parent / command[0], *command[1:], "--no-browser", f"--port={port}"],
-            env=environment, stdout=log, stderr=log,
-        )  # fmt: skip
-        try:
-            for _ in range(PATIENCE // 200):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                assert server.poll() is None, (folder / "server.log").read_text()
-                time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-@contextmanager
-def opened(browser: Browser, address: str) -> Iterator[tuple[Page, list[str]]]:
-    """A page 1280 pixels wide, and what goes wrong on it. Without a network, fonts of other hosts may be missing."""
-    page, errors = browser.new_page(viewport={"width": 1280, "height": 900}), list[str]()
-    page.set_default_timeout(PATIENCE)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on(
-        "console",
-        lambda message: (
-            errors.append(f"{message.text} {message.location}")
-            if message.type == "error" and not ("ERR_" in message.text and address not in str(message.location))
-            else None
-        ),
-    )
-    yield page, errors
-    page.close()
 
 
 def shown(picture: Locator) -> np.ndarray:

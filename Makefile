@@ -4,7 +4,7 @@
 # make app     the expression mixer as a page of its own, in the browser
 # make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
 # make lint    ruff and mypy alone
-# make results measure the shipped weights: table and picture of the README, benchmarks/results/swap-64.json
+# make results measure the shipped weights: table and picture of the README, tables and figures in benchmarks/results
 # make assignments               the course assignments for students, one zip each, in build/assignments
 # make grade SUBMISSIONS=folder  grade what came back: <student>/<assignment>.ipynb or .zip -> build/grades
 # make clean   forget .venv and build/, but not build/grades
@@ -71,7 +71,7 @@ test: lint $(GRADER)/.ready chromium
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --durations=15
 
 results: $(READY)
-	$(BIN)/expr-lib evaluate -o benchmarks/results/swap-64.json --readme README.md
+	$(BIN)/expr-lib evaluate --pairs 1000 -o benchmarks/results/swap-64.json --figures benchmarks/results/swap-64 --readme README.md
 	$(BIN)/expr-lib demo
 	@mkdir -p notebooks/figures && cp build/demo/swap.png notebooks/figures/swap.png
 

@@ -78,8 +78,8 @@ def figures(path: Path, pairs: int, device: str) -> dict[str, Any]:
     swapper = checkpoint.load_swapper(path, device)
     plan = held_out_faces(swapper.config.size)
     results = evaluate(
-        swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_probe=1000,
-        device=device,
+        swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
+        n_moves=0, device=device,
     )  # fmt: skip
     found = {"made": made, "step": about["step"], **results["rows"]["ours"]}
     write_results(kept, found | {name: results["leaks"][name] for name in LEAKS})

@@ -78,14 +78,19 @@ def find_faces(photo: np.ndarray) -> list[np.ndarray]:
 
 @cache
 def _models() -> tuple[Any, Any]:
-    # the package of the landmark model is never imported: importing it fails with new setuptools
+    path = dlib_model("shape_predictor_68_face_landmarks.dat")
+    import dlib
+
+    return dlib.get_frontal_face_detector(), dlib.shape_predictor(path)
+
+
+def dlib_model(name: str) -> str:
+    """Where a model of the extra ``photographs`` lies; ``ImportError`` where that is not installed."""
+    # the package of the models is never imported: importing it fails with new setuptools
     package = importlib.util.find_spec("face_recognition_models")
     if package is None or package.origin is None or importlib.util.find_spec("dlib") is None:
         raise ImportError('finding faces needs dlib: pip install -c constraints.txt -e ".[photographs]"')
-    import dlib
-
-    path = Path(package.origin).parent / "models" / "shape_predictor_68_face_landmarks.dat"
-    return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(path))
+    return str(Path(package.origin).parent / "models" / name)
 
 
 # -- geometry ------------------------------------------------------------------------------------------------------

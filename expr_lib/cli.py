@@ -19,8 +19,9 @@ from tyro.conf import Positional, arg
 from expr_lib import __version__
 
 if TYPE_CHECKING:
+    from expr_lib.faces.render import Renderer
     from expr_lib.faces.sample import FacePlan
-    from expr_lib.judges import Judges
+    from expr_lib.judges import DlibJudge, Judges
 
 WEIGHTS = Path(__file__).parent / "weights"
 SHIPPED = WEIGHTS / "swap-64.safetensors"
@@ -54,7 +55,8 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     judges = _judges(checkpoint.name, swapper.metadata)
     plan = held_out_faces(swapper.config.size)
     results = evaluate(
-        swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 8), n_resamples=200, n_probe=0,
+        swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 8), n_resamples=200,
+        n_strata=0, n_probe=0, n_moves=0,
         about={"checkpoint": checkpoint.name, "seed_of_people": HELD_OUT_SEED, "command": "expr-lib demo"},
     )  # fmt: skip
     shown = results["swaps"][:8]  # the first of the seeded list, not the best
@@ -65,7 +67,11 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     out.mkdir(parents=True, exist_ok=True)
     picture = plots.save(plots.swaps(image_a, image_b, swapped, truth, plan.au[b]), out / "swap.png")
     shown_rows = ("ours", "copy-input", "true render")
-    numbers = {key: value for key, value in results.items() if key not in ("swaps", "per_au", "rows", "leaks")}
+    numbers = {
+        key: value
+        for key, value in results.items()
+        if key in ("n_pairs", "n_subjects", "split", "size", "generator", "about", "seed")
+    }
     numbers |= {"rows": {row: results["rows"][row] for row in shown_rows}}
     write_results(out / "metrics.json", numbers)
 
@@ -280,38 +286,51 @@ def evaluate(
     out: Output = Path("build/evaluate.json"),
     pairs: int = 500,
     seed: int = HELD_OUT_SEED,
+    figures: Path | None = None,
     readme: Path | None = None,
+    second_identity_judge: bool = False,
     device: str = "auto",
 ) -> None:
-    """Measure a swapper beside trivial answers and the true render, on held-out people; write JSON, print the table.
+    """Measure a swapper beside trivial answers and the true render, on held-out people; print the table.
+
+    Writes every number as JSON, and beside it every table as Markdown.
 
     Args:
         checkpoint: weights of the swapper (.safetensors).
         out: JSON file for every number.
         pairs: how many pairs to swap, in both directions.
         seed: of the people; must be none that the swapper or the judges were trained on.
+        figures: folder for the figures: transfer, each action unit, cross-talk, the best, median and worst swaps.
         readme: Markdown file whose table between the result markers is replaced.
+        second_identity_judge: ask dlib's face recognizer too (extra photographs); three times as slow.
         device: cpu, cuda, mps; auto takes the fastest there is.
     """
+    import matplotlib
+
+    matplotlib.use("Agg")
+
     from expr_lib.evaluate import evaluate as evaluate_
     from expr_lib.evaluate import markdown_table, update_readme_table, write_results
     from expr_lib.faces.render import load_renderer
+    from expr_lib.report import write_report
     from expr_lib.swap import load
 
     device = _device(device)
     swapper, renderer = load(checkpoint, device), load_renderer(device)
     judges, plan = _judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(swapper.config.size, seed)
+    _count("--pairs", pairs, 6)
+    second = _second_judge(swapper.config.size, renderer) if second_identity_judge else None
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
     command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}"
+    command += " --second-identity-judge" if second_identity_judge else ""
     about = {"command": command, "checkpoint": checkpoint.name}
-    results = evaluate_(
-        swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 2), device=device, about=about
-    )
+    results = evaluate_(swapper, plan, renderer, judges, n_pairs=pairs, device=device, about=about, second=second)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_results(out, results)
+    written = write_report(out.with_suffix(".md"), results, figures, swapper, plan, renderer)
     if readme is not None:
         update_readme_table(readme, results)
-    print(f"{markdown_table(results)}\n\n{out}")
+    print(f"{markdown_table(results)}\n\n" + "\n".join(map(str, [out, *written])))
 
 
 def ship(
@@ -404,6 +423,24 @@ def held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
     return plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=seed, val=0.0, test=1.0))
 
 
+def _second_judge(size: int, renderer: "Renderer") -> "DlibJudge":
+    """dlib's recognizer with the threshold for rendered faces of this size, from people whom nobody else meets."""
+    import numpy as np
+
+    from expr_lib.datasets import FaceData
+    from expr_lib.faces.sample import FacesConfig, plan_faces
+    from expr_lib.facs import AU_NAMES
+    from expr_lib.judges import dlib_judge
+    from expr_lib.probes import PROBE_SEED
+
+    plan = plan_faces(FacesConfig(80, 5, size=size, seed=PROBE_SEED, val=0.0, test=0.0))
+    chunks = np.array_split(np.arange(len(plan)), 10)
+    images = np.concatenate([plan.render(renderer, rows)[0].cpu().numpy() for rows in chunks])
+    judge = dlib_judge(FaceData(images, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {}))
+    print(f"dlib on true renders of {size} px: " + ", ".join(f"{k} {v:.3f}" for k, v in judge.ceilings.items()))
+    return judge
+
+
 def _say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) -> None:
     """One line on stderr for each image (S, S, 3) that is far from the rendered faces a checkpoint was trained on.
 
@@ -429,12 +466,14 @@ def _judges(name: str, about: dict[str, Any], seed: int = HELD_OUT_SEED, device:
     ``name`` and metadata ``about`` are the checkpoint's.
     """
     from expr_lib.judges import load_judges
+    from expr_lib.probes import PROBE_SEED
 
     def check(who: str, data: dict[str, Any]) -> None:
         if data.get("config", {}).get("seed") == seed:
             raise ValueError(f"--seed {seed}: {who} was trained on these people; expected another seed")
 
     check(name, about.get("data", {}))
+    check("the probe of f_f", {"config": {"seed": PROBE_SEED}})
     judges = load_judges(device)
     for judge in judges:
         check(type(judge).__name__, judge.metadata.get("data", {}))

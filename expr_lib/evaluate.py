@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,40 +13,27 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from expr_lib.datasets import FaceData, held_out_pairs, to_float
-from expr_lib.faces.render import Renderer
-from expr_lib.faces.sample import VERSION, FacePlan
+from expr_lib.faces.render import Renderer, rotation
+from expr_lib.faces.sample import VERSION, FacePlan, Views
 from expr_lib.facs import AU_NAMES
 from expr_lib.files import replace_file
-from expr_lib.judges import Judges
+from expr_lib.judges import DlibJudge, IdentityJudge, Judges
 from expr_lib.metrics import (
-    bootstrap,
     f1,
+    figures,
     icc31,
     identity_kept,
-    leak_au,
-    leak_id,
     masked_l1,
     mmd2,
+    number,
     partial_correlation,
     polynomial_kernel,
-    probe_au,
-    probe_subject,
     psnr,
     ssim,
     total_transfer_score,
     transfer_score,
 )
-
-
-class Swaps(Protocol):
-    """What is measured: anything that takes a face apart and puts it together again."""
-
-    def encode(self, image: Tensor, /) -> tuple[Tensor, Tensor]:
-        """image (B, 3, S, S) in [-1, 1] -> f_f (B, ...) free of expression, f_r (B, ...) the expression."""
-
-    def generate(self, f_f: Tensor, f_r: Tensor, /) -> Tensor:
-        """-> image (B, 3, S, S) in [-1, 1]."""
-
+from expr_lib.probes import Swaps, cross_talk, leaks
 
 ROWS = {
     "ours": "swap",
@@ -69,33 +56,50 @@ MEASURES = {
     "kid": ("↓ 0", 3),
 }
 """Each measure of an answer: which way is better and what is perfect; decimals in the table."""
+SECOND = {"identity_kept_dlib": ("↑ 1", 2)}
+"""``identity_kept`` as the second identity judge sees it; only where there is one."""
 
 PER_AU = ("au_icc", "au_f1", "own_expression_left")
 MARKERS = ("<!-- results: written by expr-lib evaluate, do not edit -->", "<!-- /results -->")
 
 
+STRATA = {
+    "expression_distance": "Euclidean distance of the AU vectors of a and b",
+    "pose_gap": "angle between the heads of a and b, in degrees",
+}
+"""By what the pairs are ranked and cut into parts of one size."""
+
+
 @torch.no_grad()
 def evaluate(
     swapper: Swaps, plan: FacePlan, renderer: Renderer, judges: Judges, *, n_pairs: int = 500, seed: int = 0,
-    split: str = "test", batch_size: int = 32, n_probe: int = 2000, n_resamples: int = 1000, device: str = "cpu",
-    progress: bool = True, about: dict[str, Any] | None = None,
+    split: str = "test", batch_size: int = 32, n_strata: int = 3, n_probe: int = 6000, n_moves: int = 32,
+    n_resamples: int = 1000, device: str = "cpu", progress: bool = True, about: dict[str, Any] | None = None,
+    second: DlibJudge | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Swap ``n_pairs`` fixed pairs of held-out people in both directions and measure every row of the table.
 
     Returns a JSON-ready dict; a figure is ``{"value", "low", "high"}`` with a 95 % interval, None where undefined:
 
-    - ``rows``    {row of ``ROWS``: {measure of ``MEASURES``: figure}}
-    - ``per_au``  {row: {AU: {measure of ``PER_AU``: figure}}}
-    - ``leaks``   see :func:`leaks`, on up to ``n_probe`` images of the split; 0 to leave them out
-    - ``swaps``   one entry for each swap of ours: rows a and b of the plan, transfer_score, cosine to a
+    - ``rows``        {row of ``ROWS``: {measure of ``MEASURES``: figure}}, ``SECOND`` too with a ``second`` judge
+    - ``per_au``      {row: {AU: {measure of ``PER_AU``: figure}}}
+    - ``strata``      {name in ``STRATA``: [{"low", "high", "n_swaps", "rows", "per_au"} of each part, nearest first]},
+      ``n_strata`` parts; 0 leaves them out
+    - ``leaks``       see :func:`probes.leaks`, with ``n_probe`` images to learn from; None if that is 0
+    - ``cross_talk``  see :func:`probes.cross_talk`, with ``n_moves`` moves of each AU; None if that is 0
+    - ``swaps``       one entry for each swap of ours: rows a and b of the plan, what ``STRATA`` says of them,
+      transfer_score, way (``d_self - d_truth``, in [0, 2]), cosine to a
     - ``n_pairs``, ``n_subjects``, ``seed``, ``split``, ``size``, ``generator``, and ``about`` (command, checkpoint ...)
 
     Trivial answers are taken as swappers whose self-reconstruction is perfect, so copy-input scores a transfer of 0 and
     the true render 1. Identity is compared with I^a, the very image that was swapped. KID compares every second pair
     with the true renders of the other pairs, and the other way round, so that no image meets its own answer.
 
-    Raises ``ValueError`` for a swapper in training mode, and where ``split`` does not hold so many pairs.
+    Raises ``ValueError`` for a swapper in training mode, where ``split`` does not hold so many pairs, and where a part
+    would have fewer than two.
     """
+    if n_pairs < 2 * n_strata:
+        raise ValueError(f"{n_pairs} pairs in {n_strata} strata: expected two pairs in each at least")
     if isinstance(swapper, nn.Module) and swapper.training:
         raise ValueError("swapper: found in training mode, expected eval mode: call swapper.eval() first")
     subject, au = plan.subject.numpy(), plan.au.double()
@@ -106,50 +110,86 @@ def evaluate(
         for start in range(0, n_pairs, batch_size):
             a, b = pairs[start : start + batch_size].T  # (B,), (B,)
             rows = np.concatenate([a, b])  # (2B,): both directions at once
-            found.append(_answers(swapper, plan, renderer, judges, rows, device))
+            found.append(_answers(swapper, plan, renderer, judges, second, rows, device))
             bar.update(len(rows))
     # a batch holds a -> b, then b -> a: sort the whole into (n) a -> b, then (n) b -> a
     answered = {
         name: {key: torch.cat([torch.cat([x[name][key].chunk(2)[k] for x in found]) for k in (0, 1)]) for key in values}
         for name, values in found[0].items()
     }
-    a, b = np.concatenate([pairs, pairs[:, ::-1]]).T  # (2n,), (2n,)
-    truth = answered["true render"]["features"]  # (2n, D)
-    results: dict[str, Any] = {
-        "rows": {}, "per_au": {}, "n_pairs": n_pairs, "n_subjects": len(np.unique(subject[a])),
-        "seed": seed, "split": split, "size": plan.size, "generator": VERSION, "about": about or {},
+    both = np.concatenate([pairs, pairs[:, ::-1]])  # (2n, 2)
+    a, b = both.T  # (2n,), (2n,)
+    gaps = {
+        "expression_distance": (au[a] - au[b]).norm(dim=1),
+        "pose_gap": pose_gap(plan.views[a], plan.views[b]).double(),
+    }  # {name: (2n,)}; both directions of a pair have the same
+
+    def table(rows: np.ndarray) -> dict[str, Any]:
+        """``rows`` and ``per_au`` of chosen swaps (2m,): m a -> b, then the same b -> a."""
+        tables: dict[str, Any] = {"rows": {}, "per_au": {}}
+        truth = answered["true render"]["features"][rows]  # (2m, D)
+        for name, values in answered.items():
+            chosen = {key: x[rows] for key, x in values.items()}
+            statistic = _Measured(chosen, au[a[rows]], au[b[rows]], truth, judges.identity, second)
+            measured = figures(statistic, subject[a[rows]], n_resamples=n_resamples)
+            total, by_au = measured[: -len(PER_AU) * len(AU_NAMES)], measured[-len(PER_AU) * len(AU_NAMES) :]
+            tables["rows"][name] = dict(zip(MEASURES | SECOND, total, strict=False))
+            columns = {measure: by_au[k * len(AU_NAMES) :] for k, measure in enumerate(PER_AU)}
+            tables["per_au"][name] = {
+                unit: {measure: values[j] for measure, values in columns.items()} for j, unit in enumerate(AU_NAMES)
+            }
+            steps.update()
+        return tables
+
+    strata: dict[str, list[dict[str, Any]]] = {name: [] for name in STRATA}
+    n_tables = 1 + n_strata * len(STRATA)
+    with tqdm(total=n_tables * len(ROWS), desc="intervals", unit="row", disable=not progress) as steps:
+        results: dict[str, Any] = table(np.arange(len(both)))
+        for name, gap in gaps.items() if n_strata else ():
+            for part in np.array_split(gap[:n_pairs].argsort(stable=True).numpy(), n_strata):
+                ends = {"low": number(gap[part].min()), "high": number(gap[part].max()), "n_swaps": 2 * len(part)}
+                strata[name].append(ends | table(np.concatenate([part, part + n_pairs])))
+    settings: dict[str, Any] = {
+        "batch_size": batch_size, "n_resamples": n_resamples, "device": device, "progress": progress,
     }  # fmt: skip
-    for name in tqdm(ROWS, desc="intervals", disable=not progress):
-        statistic = _Measured(answered[name], au[a], au[b], truth, judges.identity.threshold)
-        values, (low, high) = statistic(torch.arange(len(a))), bootstrap(statistic, subject[a], n_resamples=n_resamples)
-        figures = [_figure(*x) for x in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)]
-        results["rows"][name] = dict(zip(MEASURES, figures, strict=False))
-        table = np.array(figures[len(MEASURES) :], object).reshape(len(PER_AU), len(AU_NAMES))
-        results["per_au"][name] = {x: dict(zip(PER_AU, table[:, j], strict=True)) for j, x in enumerate(AU_NAMES)}
     probed = np.flatnonzero(plan.split == split)
-    if len(probed) > n_probe:
-        probed = np.sort(np.random.default_rng(seed).choice(probed, n_probe, replace=False))
-    results["leaks"] = leaks(
-        swapper,
-        plan,
-        renderer,
-        probed,
-        batch_size=batch_size,
-        n_resamples=n_resamples,
-        device=device,
-        progress=progress,
-    )
     ours = answered["ours"]
-    score = transfer_score(ours["d_swap"], ours["d_self"], ours["d_truth"])  # (2n,)
-    results["swaps"] = [
-        {"a": int(i), "b": int(j), "transfer_score": _number(s), "cosine": _number(c)}
-        for i, j, s, c in zip(a, b, score.tolist(), ours["cosine"].tolist(), strict=True)
-    ]
-    return results
+    columns = {
+        **gaps,
+        "transfer_score": transfer_score(ours["d_swap"], ours["d_self"], ours["d_truth"]),
+        "way": ours["d_self"] - ours["d_truth"],
+        "cosine": ours["cosine"],
+    }  # {name: (2n,)}
+    return results | {
+        "strata": strata,
+        "leaks": leaks(swapper, plan, renderer, probed, n_probe, **settings) if n_probe else None,
+        "cross_talk": (
+            cross_talk(swapper, plan, renderer, judges.au, both, n_each=n_moves, **settings) if n_moves else None
+        ),
+        "n_pairs": n_pairs, "n_subjects": len(np.unique(subject[a])),
+        "seed": seed, "split": split, "size": plan.size, "generator": VERSION, "about": about or {},
+        "swaps": [
+            {"a": int(a[i]), "b": int(b[i]), **{name: number(x[i]) for name, x in columns.items()}}
+            for i in range(len(both))
+        ],
+    }  # fmt: skip
+
+
+def pose_gap(a: Views, b: Views) -> Tensor:
+    """Angle of the turn that carries one head's pose into the other's, in degrees, (B,): yaw, pitch and roll in one."""
+    turn = rotation(a.yaw, a.pitch, a.roll).mT @ rotation(b.yaw, b.pitch, b.roll)  # (B, 3, 3)
+    cosine = (turn.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+    return cosine.clamp(-1, 1).acos().rad2deg()
 
 
 def _answers(
-    swapper: Swaps, plan: FacePlan, renderer: Renderer, judges: Judges, rows: np.ndarray, device: str
+    swapper: Swaps,
+    plan: FacePlan,
+    renderer: Renderer,
+    judges: Judges,
+    second: DlibJudge | None,
+    rows: np.ndarray,
+    device: str,
 ) -> dict[str, dict[str, Tensor]]:
     """What every row of the table answers for B pairs, as numbers (2B, ...).
 
@@ -164,6 +204,7 @@ def _answers(
     swap = swapper.generate(f_f, f_r.roll(len(rows) // 2, 0))
     itself, true_itself = swapper.generate(f_f, f_r), swapper.generate(*swapper.encode(truth))
     asked = judges.identity(image)  # (2B, 128)
+    asked_second = second(image) if second else None  # (2B, 128)
 
     def measure(answer: Tensor, itself: Tensor, true_itself: Tensor, reference: Tensor = truth) -> dict[str, Tensor]:
         answer = answer.float()
@@ -178,6 +219,8 @@ def _answers(
             "psnr": psnr(answer, reference),
             "features": features,
         }
+        if second and asked_second is not None:
+            numbers["cosine_second"] = (second(answer) * asked_second).sum(1)
         return {name: x.cpu() if name == "features" else x.double().cpu() for name, x in numbers.items()}
 
     return {
@@ -191,10 +234,12 @@ def _answers(
 
 
 class _Measured:
-    """All measures of one row of the table on chosen swaps: ``MEASURES``, then ``PER_AU`` by AU, in one vector."""
+    """One row of the table on chosen swaps, in one vector: ``MEASURES``, ``SECOND`` if asked, ``PER_AU`` by AU."""
 
-    def __init__(self, x: dict[str, Tensor], au_a: Tensor, au_b: Tensor, truth: Tensor, threshold: float) -> None:
-        self.x, self.au_a, self.au_b, self.threshold = x, au_a, au_b, threshold
+    def __init__(
+        self, x: dict[str, Tensor], au_a: Tensor, au_b: Tensor, truth: Tensor, *judges: IdentityJudge | DlibJudge | None
+    ) -> None:
+        self.x, self.au_a, self.au_b, self.thresholds = x, au_a, au_b, [judge.threshold for judge in judges if judge]
         pair = torch.arange(len(truth)) % (len(truth) // 2)  # (2n,): swaps i and i + n are of one pair
         self.halves = [torch.nonzero(pair % 2 == k)[:, 0] for k in (0, 1)]
         self.kernels = []
@@ -212,75 +257,53 @@ class _Measured:
         total = [
             total_transfer_score(x["d_swap"], x["d_self"], x["d_truth"]),
             *(values.nanmean() for values in by_au),
-            identity_kept(x["cosine"], self.threshold),
+            identity_kept(x["cosine"], self.thresholds[0]),
             x["ssim"].mean(),
             x["psnr"].mean(),
             torch.stack(distances).mean(),
         ]
+        total += [identity_kept(x["cosine_second"], threshold) for threshold in self.thresholds[1:]]
         return torch.cat([torch.stack(total), *by_au])
-
-
-@torch.no_grad()
-def leaks(
-    swapper: Swaps, plan: FacePlan, renderer: Renderer, rows: np.ndarray, *, batch_size: int = 32,
-    n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
-) -> dict[str, Any]:  # fmt: skip
-    """``{"leak_au", "leak_id": figure, "n_images"}``: what fresh probes read from f_f and f_r of rows of the plan."""
-    figures: dict[str, Any] = {"n_images": len(rows)}
-    if len(rows) == 0:
-        return figures | {name: _figure(math.nan, math.nan, math.nan) for name in ("leak_au", "leak_id")}
-    features = []
-    for chunk in tqdm(np.array_split(rows, -(-len(rows) // batch_size)), desc="leaks", disable=not progress):
-        pixels, _ = plan.render(renderer, chunk)
-        features.append([x.float().cpu() for x in swapper.encode(to_float(pixels.to(device)).permute(0, 3, 1, 2))])
-    f_f, f_r = (torch.cat(x) for x in zip(*features, strict=True))  # (M, ...), (M, ...)
-    who, shown = plan.subject.numpy()[rows], plan.au[torch.from_numpy(rows)]
-    read_au, share = probe_au(f_f, shown, who), leak_id(probe_subject(f_r, who), who)
-    statistics = {"leak_au": lambda i: leak_au(read_au[i], shown[i]), "leak_id": lambda i: share[i].nanmean()}
-    for name, statistic in statistics.items():
-        low, high = bootstrap(statistic, who, n_resamples=n_resamples)
-        figures[name] = _figure(statistic(torch.arange(len(rows))).item(), low.item(), high.item())
-    return figures
-
-
-def _number(x: float) -> float | None:
-    """JSON has no NaN and no infinity: None."""
-    return round(x, 6) if math.isfinite(x) else None
-
-
-def _figure(value: float, low: float, high: float) -> dict[str, float | None]:
-    return {"value": _number(value), "low": _number(low), "high": _number(high)}
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """Write ``results`` as JSON, whole or not at all."""
-    replace_file(Path(path), (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+    """Write ``results`` as JSON, whole or not at all; a figure or a list of numbers on one line."""
+    text = json.dumps(results, indent=1, allow_nan=False)
+    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: re.sub(r"\n *", " ", innermost[0]), text)
+    replace_file(Path(path), (text + "\n").encode())
+
+
+def cell(figure: dict[str, float | None], digits: int) -> str:
+    """A figure in a table: its value and its interval; a dash where it is undefined."""
+    value, low, high = (None if x is None else f"{round(x, digits) + 0.0:.{digits}f}" for x in figure.values())
+    return "–" if value is None else value if low is None or high is None else f"{value} ({low} – {high})"
 
 
 def markdown_table(results: dict[str, Any]) -> str:
-    """The rows of ``results`` as a Markdown table: values with 95 % intervals; leaks and command stand below it."""
-
-    def cell(figure: dict[str, float | None], digits: int) -> str:
-        value, low, high = (None if x is None else f"{round(x, digits) + 0.0:.{digits}f}" for x in figure.values())
-        return "–" if value is None else value if low is None or high is None else f"{value} ({low} – {high})"
-
+    """The rows of ``results`` as a Markdown table: values with 95 % intervals; probes and command stand below it."""
+    columns = {name: shown for name, shown in (MEASURES | SECOND).items() if name in results["rows"]["ours"]}
     lines = [
-        "| | " + " | ".join(f"`{name}` {better}" for name, (better, _) in MEASURES.items()) + " |",
-        "|---" * (len(MEASURES) + 1) + "|",
+        "| | " + " | ".join(f"`{name}` {better}" for name, (better, _) in columns.items()) + " |",
+        "|---" * (len(columns) + 1) + "|",
     ]
-    for name, figures in results["rows"].items():
-        cells = [cell(figures[measure], digits) for measure, (_, digits) in MEASURES.items()]
+    for name, measured in results["rows"].items():
+        cells = [cell(measured[measure], digits) for measure, (_, digits) in columns.items()]
         lines.append("| " + " | ".join([f"**{name}**" if name == "ours" else name, *cells]) + " |")
-    au, identity = (cell(results["leaks"][name], digits) for name, digits in (("leak_au", 2), ("leak_id", 1)))
-    lines += [
-        "",
+    note = (
         f"{results['n_pairs']} pairs of {results['n_subjects']} held-out people in both directions, "
-        f"{results['size']} px, 95 % bootstrap intervals over people. On {results['leaks']['n_images']} images, "
-        f"`leak_au` {au} (none: 0.5), `leak_id` {identity} times chance (none: 1).",
-    ]
+        f"{results['size']} px, 95 % bootstrap intervals over people."
+    )
+    if leak := results.get("leaks"):
+        au, identity = (cell(leak[name], digits) for name, digits in (("leak_au", 2), ("leak_id", 1)))
+        note += f" On {leak['n_images']} images, `leak_au` {au} (none: 0.5), "
+        note += f"`leak_id` {identity} times chance (none: 1)."
+    if talk := results.get("cross_talk"):
+        ours, true = (cell(talk[name]["others"], 2) for name in ("network", "true render"))
+        note += f" When one AU is moved alone, each other one moves by {ours} of it (in true renders {true})."
+    lines += ["", note]
     if command := results["about"].get("command"):
         lines += ["", f"Made by `{command}`."]
     return "\n".join(lines)

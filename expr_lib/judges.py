@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,7 +22,8 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from expr_lib.datasets import FaceData, to_float
+from expr_lib.align import dlib_model
+from expr_lib.datasets import FaceData, to_float, to_uint8
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 from expr_lib.files import replace_file, sha256
 from expr_lib.metrics import icc31, pearson
@@ -319,6 +320,70 @@ def pair_cosines(embedding: Tensor, subject: np.ndarray, *, limit: int = 4000) -
     return cosine[same], cosine[~same]
 
 
+def acceptance(judge: Callable[[Tensor], Tensor], first: FaceData, second: FaceData, *, device: str = "cpu") -> tuple[
+    float, dict[str, float]
+]:  # fmt: skip
+    """Threshold of an identity judge, set on the people of ``first``, and its ceilings on those of ``second``.
+
+    The threshold is the cosine that a share ``FALSE_ACCEPTS`` of the pairs of different people exceeds.
+    """
+    _, others = pair_cosines(judge_all(judge, first, device=device), first.subject)
+    threshold = float(np.quantile(others, 1 - FALSE_ACCEPTS))
+    one, two = pair_cosines(judge_all(judge, second, device=device), second.subject)
+    return threshold, {
+        "true_accepts": float((one > threshold).mean()),
+        "false_accepts": float((two > threshold).mean()),
+        "subjects": len(np.unique(second.subject)),
+    }
+
+
+# -- a second opinion on identity ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DlibJudge:
+    """dlib's face recognizer: image (B, 3, H, W) in [-1, 1] -> embedding (B, 128) of unit length, as `IdentityJudge`.
+
+    Independent of everything here: made by others, from three million photographs, for other purposes. Needs the extra
+    ``photographs``. Images are enlarged to 256 pixels; landmarks are looked for where our framing has the face, so that
+    none can be missed. Rendered faces are no photographs: see ``ceilings`` before believing it.
+    Source: King, *High Quality Face Recognition with Deep Metric Learning*, dlib.net, 2017 (a ResNet of 29 layers).
+    """
+
+    landmarks: Any  # dlib.shape_predictor
+    network: Any  # dlib.face_recognition_model_v1
+    threshold: float = 0.0
+    ceilings: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        import dlib
+
+        large = F.interpolate(image.cpu(), size=(256, 256), mode="bicubic", align_corners=False)
+        box = dlib.rectangle(33, 38, 220, 225)  # where dlib's detector finds the face of a frontal render
+        chips = [
+            dlib.get_face_chip(face, self.landmarks(face, box), size=150, padding=0.25)
+            for face in to_uint8(large).permute(0, 2, 3, 1).contiguous().numpy()  # (256, 256, 3) each
+        ]
+        embedding = torch.tensor(np.array(self.network.compute_face_descriptor(chips)), dtype=torch.float32)  # (B, 128)
+        return F.normalize(embedding, dim=1).to(image.device)
+
+
+def dlib_judge(faces: FaceData) -> DlibJudge:
+    """dlib's recognizer, its threshold for such ``faces`` set on every second person, its ceilings from the others.
+
+    Its own threshold is for photographs: all rendered faces look alike to it. ``ImportError`` without the extra.
+    """
+    landmarks = dlib_model("shape_predictor_68_face_landmarks.dat")
+    network = dlib_model("dlib_face_recognition_resnet_model_v1.dat")
+    import dlib
+
+    judge = DlibJudge(dlib.shape_predictor(landmarks), dlib.face_recognition_model_v1(network))
+    people = np.unique(faces.subject)
+    first, second = (faces[np.isin(faces.subject, people[k::2])] for k in (0, 1))
+    threshold, ceilings = acceptance(judge, first, second)
+    return replace(judge, threshold=threshold, ceilings=ceilings)
+
+
 # -- how far is an image from the faces that everything here was trained on? ----------------------------------------
 
 
@@ -466,17 +531,8 @@ def train_judges(
         id_judge = train_identity_judge(data, config, device=device, progress=progress)
         save_judge(id_path, id_judge)
         id_judge = load_judge(id_path, IdentityJudge, device)
-        _, others = pair_cosines(judge_all(id_judge, first, device=device), first.subject)
-        threshold = float(np.quantile(others, 1 - FALSE_ACCEPTS))
-        one, two = pair_cosines(judge_all(id_judge, second, device=device), second.subject)
-        id_judge.metadata = made | {
-            "threshold": threshold,
-            "ceilings": {
-                "true_accepts": float((one > threshold).mean()),
-                "false_accepts": float((two > threshold).mean()),
-                "subjects": len(np.unique(second.subject)),
-            },
-        }
+        threshold, accepted = acceptance(id_judge, first, second, device=device)
+        id_judge.metadata = made | {"threshold": threshold, "ceilings": accepted}
         save_judge(id_path, id_judge)
 
     judges = load_judges(device, out)

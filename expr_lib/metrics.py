@@ -10,10 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.metrics.pairwise import rbf_kernel
-from sklearn.model_selection import BaseCrossValidator, GroupKFold, StratifiedKFold, cross_val_predict
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -166,65 +162,29 @@ def mmd2(xx: Tensor, yy: Tensor, xy: Tensor, weight_x: Tensor | None = None, wei
 # -- are the two features apart? -----------------------------------------------------------------------------------
 
 
-def _kernel(features: Tensor) -> np.ndarray:
-    """Similarity ``exp(-|u - v|^2 / D)`` of standardized features, all pairs: (N, ...) -> (N, N)."""
-    x = StandardScaler().fit_transform(features.flatten(1).numpy())  # (N, D)
-    return rbf_kernel(x, gamma=1 / x.shape[1])
+def balanced_accuracy(read: Tensor, au: Tensor) -> Tensor:
+    """``(TPR + TNR) / 2`` of what a probe read, for each AU, (n_aus,): 0.5 is guessing, 1 is reading all.
 
-
-def _probe(kernel: np.ndarray, label: np.ndarray, folds: BaseCrossValidator, group: np.ndarray | None) -> np.ndarray:
-    """What a fresh kernel classifier reads, (N,): each label predicted by a fit that never saw that row."""
-    svm = SVC(C=10.0, kernel="precomputed", class_weight="balanced")
-    return cross_val_predict(svm, kernel, label, groups=group, cv=folds)
-
-
-def probe_au(f_f: Tensor, au: Tensor, subject: np.ndarray, *, folds: int = 5) -> Tensor:
-    """Presence of each AU as a fresh probe reads it from f_f (N, ...): 1, 0, or NaN where unknown, (N, n_aus).
-
-    A support vector machine with a Gaussian kernel, so it also finds what no straight line does. Cross-validated over
-    subjects: it reads people it has not met. An AU that fewer than ``folds`` subjects show, or lack, is NaN. A probe
-    reads more the more images it gets: compare leaks at the same N.
-    """
-    kernel, read = _kernel(f_f), torch.full(au.shape, torch.nan, dtype=torch.float64)
-    for j in range(au.shape[1]):
-        known = torch.nonzero(~au[:, j].isnan())[:, 0].numpy()  # (M,)
-        label, group = (au[known, j] >= PRESENT_AT).numpy(), subject[known]
-        if min(len(np.unique(group[label])), len(np.unique(group[~label]))) >= folds:
-            found = _probe(kernel[np.ix_(known, known)], label, GroupKFold(folds), group)
-            read[known, j] = torch.from_numpy(found).double()
-    return read
-
-
-def leak_au(read: Tensor, au: Tensor) -> Tensor:
-    """Balanced accuracy ``(TPR + TNR) / 2`` of what :func:`probe_au` read, mean over AUs: 0.5 is no leak, 1 is all.
-
-    ``read``: (N, n_aus) of 1, 0, NaN; ``au``: (N, n_aus) intensities. A scalar, over the AUs with both classes.
+    ``read``: (N, n_aus) of 1 (present), 0 or NaN, as by ``probes.probe_au``; ``au``: (N, n_aus) intensities. NaN for an
+    AU that all images show, or none.
     """
     read, au = _known(read, au)
     true = torch.where(au.isnan(), torch.nan, (au >= PRESENT_AT).double())
     recall = [torch.where(true == c, (read == c).double(), torch.nan).nanmean(0) for c in (0, 1)]  # 2 x (n_aus,)
-    return ((recall[0] + recall[1]) / 2).nanmean()
+    return (recall[0] + recall[1]) / 2
 
 
-def probe_subject(f_r: Tensor, subject: np.ndarray, *, folds: int = 5) -> np.ndarray:
-    """The subject of each image as a fresh probe reads it from f_r (N, ...), cross-validated over images, (N,).
-
-    -1 where a subject has fewer than ``folds`` images.
-    """
-    _, index, count = np.unique(subject, return_inverse=True, return_counts=True)
-    rows = np.flatnonzero(count[index] >= folds)
-    read = np.full(len(subject), -1)
-    if len(np.unique(subject[rows])) >= 2:
-        cv = StratifiedKFold(folds, shuffle=True, random_state=0)
-        read[rows] = _probe(_kernel(f_r[torch.from_numpy(rows)]), subject[rows], cv, None)
-    return read
+def leak_au(read: Tensor, au: Tensor) -> Tensor:
+    """Mean of :func:`balanced_accuracy` over the AUs with both classes, a scalar: 0.5 is no leak, 1 is all."""
+    return balanced_accuracy(read, au).nanmean()
 
 
 def leak_id(read: np.ndarray, subject: np.ndarray) -> Tensor:
-    """What each image adds to the accuracy over chance of :func:`probe_subject`, (N,): the mean of it is ``leak_id``.
+    """What each image adds to a probe's accuracy over chance, (N,): the mean of it is ``leak_id``.
 
     ``mean_i [read_i = subject_i] * M / m_i``, M images of which m_i show the subject of i, is the mean recall times the
-    number of subjects: 1 is no leak, however many images each has; the number of subjects is all. NaN where not read.
+    number of subjects: 1 is no leak, however many images each has; the number of subjects is all. NaN where -1 was
+    read: not asked. See ``probes.probe_subject``.
     """
     rows = read != -1
     _, index, count = np.unique(subject[rows], return_inverse=True, return_counts=True)
@@ -255,3 +215,23 @@ def bootstrap(
     values = torch.stack([torch.as_tensor(statistic(index), dtype=torch.float64) for index in rows])  # (R, ...)
     low, high = values.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double(), dim=0)
     return low, high
+
+
+def figures(
+    statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000
+) -> list[dict[str, float | None]]:
+    """Each entry of ``statistic(all rows)`` with its :func:`bootstrap` interval: ``{"value", "low", "high"}``.
+
+    Rounded and ready for JSON, which has no NaN and no infinity: None where undefined.
+    """
+    value = torch.as_tensor(statistic(torch.arange(len(cluster))), dtype=torch.float64)
+    columns = (value, *bootstrap(statistic, cluster, n_resamples=n_resamples))
+    return [
+        dict(zip(("value", "low", "high"), map(number, row), strict=True))
+        for row in zip(*(column.flatten().tolist() for column in columns), strict=True)
+    ]
+
+
+def number(x: float) -> float | None:
+    """For JSON: six decimals, None where not finite."""
+    return round(float(x), 6) if math.isfinite(x) else None

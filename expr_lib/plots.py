@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from expr_lib.facs import AU_NAMES, PRESENT_AT
 
@@ -49,13 +50,20 @@ def style() -> Iterator[None]:
     matplotlib.interactive(interactive)  # if that were undone, the notebook would show no second one
 
 
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure (PNG, SVG or PDF by its ending) under a temporary name, then rename it; folders are made."""
+def save(figure: Figure, path: str | Path, *, colors: int | None = None) -> Path:
+    """Write a figure (PNG, SVG or PDF by its ending) under a temporary name, then rename it; folders are made.
+
+    ``colors``, 256 at most, makes a PNG a third as large; photographs keep their look, smooth shades show steps.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with style():
         figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", bbox_inches="tight", pad_inches=0.15)
+    if colors:
+        with Image.open(partial) as picture:
+            few = picture.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+        few.save(partial, format="PNG", optimize=True)
     os.replace(partial, path)
     return path
 

@@ -1,74 +1,29 @@
-"""The table, measured on faces so simple that every right answer is known: an oracle, a copier, a thief of identities.
-
-A toy face is painted in two halves: the upper half is person and view, the lower half is the expression.
-"""
+"""The table, measured on faces so simple that all answers are known: an oracle, a copier, a thief of identities."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy import JUDGES, PLAN, SIZE, Oracle, ToyIdentityJudge, ToyRenderer
 
 from expr_lib.evaluate import (
     MARKERS,
     MEASURES,
     PER_AU,
     ROWS,
+    SECOND,
+    STRATA,
     evaluate,
     markdown_table,
+    pose_gap,
     update_readme_table,
     write_results,
 )
-from expr_lib.faces.sample import FacesConfig, plan_faces
-from expr_lib.facs import AU_NAMES, MAX_INTENSITY
-from expr_lib.judges import Judges
-
-SIZE = 36
-PLAN = plan_faces(FacesConfig(n_subjects=30, images_per_subject=12, size=SIZE, test=0.6))
-
-
-class ToyRenderer:
-    device = "cpu"
-
-    def __call__(self, subjects, au, views, size):
-        image = torch.full((len(au), 3, size, size), 0.5)
-        image[:, :, : size // 2, :24] = (subjects.identity[:, :24] / 4.4 + 0.5).clamp(0, 1)[:, None, None]
-        image[:, :, : size // 2, 24:] = (views.yaw / 64 + 0.5)[:, None, None, None]
-        image[:, :, size // 2 :, : 2 * len(AU_NAMES)] = (au / MAX_INTENSITY).repeat_interleave(2, 1)[:, None, None]
-        mask = torch.ones(len(au), size, size, dtype=torch.bool)
-        return image, mask
-
-
-class ToyAUJudge:
-    def __call__(self, image):
-        return (image[:, 0, -1, : 2 * len(AU_NAMES) : 2] + 1) / 2 * MAX_INTENSITY
-
-
-class ToyIdentityJudge:
-    threshold = 0.9
-
-    def features(self, image):
-        return image[:, 0, 0, :24]
-
-    def embed(self, features):
-        return nn.functional.normalize(features, dim=1)
-
-    def __call__(self, image):
-        return self.embed(self.features(image))
-
-
-JUDGES = Judges(ToyAUJudge(), ToyIdentityJudge())
-
-
-class Oracle:
-    """Takes person and expression apart and puts them together without a loss."""
-
-    def encode(self, image):
-        return image[:, :, : SIZE // 2], image[:, :, SIZE // 2 :]
-
-    def generate(self, f_f, f_r):
-        return torch.cat([f_f, f_r], 2)
+from expr_lib.faces.sample import Views, sample_views
+from expr_lib.facs import AU_NAMES
 
 
 class Copier:
@@ -104,13 +59,14 @@ class Soft(Oracle):
 
 
 def table(swapper, **settings):
-    settings = {"n_pairs": 100, "batch_size": 40, "n_resamples": 20, "progress": False} | settings
-    return evaluate(swapper, PLAN, ToyRenderer(), JUDGES, **settings)
+    defaults = {"n_pairs": 100, "batch_size": 40, "n_resamples": 20, "progress": False}
+    without = {"n_strata": 0, "n_probe": 0, "n_moves": 0}
+    return evaluate(swapper, PLAN, ToyRenderer(), JUDGES, **defaults | without | settings)
 
 
 @pytest.fixture(scope="module")
 def oracle():
-    return table(Oracle(), about={"command": "expr-lib evaluate toy"})
+    return table(Oracle(), n_strata=3, n_probe=600, about={"command": "expr-lib evaluate toy"})
 
 
 def values(results, row="ours"):
@@ -165,7 +121,7 @@ def test_swaps_are_of_two_held_out_people_in_both_directions(oracle):
 
 
 def test_a_copier_transfers_nothing_keeps_everyone_and_leaks():
-    results = table(Copier())
+    results = table(Copier(), n_probe=600)
     found = values(results)
     assert found["transfer_score"] == pytest.approx(0, abs=1e-6)
     assert found["identity_kept"] == 1 and abs(found["au_icc"]) < 0.1
@@ -174,7 +130,7 @@ def test_a_copier_transfers_nothing_keeps_everyone_and_leaks():
 
 
 def test_a_thief_of_identities_is_caught():
-    results = table(Thief())
+    results = table(Thief(), n_probe=20)
     found = values(results)
     assert found["identity_kept"] < 0.1 and found["transfer_score"] < 0
     assert found["au_icc"] == pytest.approx(1, abs=1e-3)  # the expression alone would praise it
@@ -200,9 +156,9 @@ def test_the_same_seed_gives_the_same_table_and_batches_do_not_matter(oracle):
             x, y = oracle["rows"][row][name], again["rows"][row][name]
             assert x["value"] == pytest.approx(y["value"], abs=1e-5), (row, name)
             assert x["low"] == pytest.approx(y["low"], abs=1e-5), (row, name)
-    other = table(Oracle(), seed=1, n_probe=0, n_resamples=2)
+    other = table(Oracle(), seed=1, n_resamples=2)
     assert other["swaps"] != oracle["swaps"]
-    assert other["leaks"]["leak_au"]["value"] is None and "`leak_au` –" in markdown_table(other)
+    assert other["leaks"] is other["cross_talk"] is None and "leak_au" not in markdown_table(other)
 
 
 def test_training_mode_and_too_few_pairs_are_refused():
@@ -213,6 +169,68 @@ def test_training_mode_and_too_few_pairs_are_refused():
         table(Training())
     with pytest.raises(ValueError, match=r"split test: .* expected at least 100000"):
         table(Oracle(), n_pairs=100_000)
+    with pytest.raises(ValueError, match="5 pairs in 3 strata: expected two pairs in each at least"):
+        table(Oracle(), n_pairs=5, n_strata=3)
+
+
+def test_strata_are_parts_of_one_size_and_add_up_to_the_whole(oracle):
+    for name in STRATA:
+        parts = oracle["strata"][name]
+        assert [part["n_swaps"] for part in parts] == [68, 66, 66]
+        assert parts[0]["high"] <= parts[1]["low"] <= parts[1]["high"] <= parts[2]["low"]
+        listed = sorted(swap[name] for swap in oracle["swaps"])
+        assert (parts[0]["low"], parts[2]["high"]) == (listed[0], listed[-1])
+        for row, measure in (("copy-other", "ssim"), ("copy-other", "identity_kept"), ("ours", "psnr")):
+            whole = oracle["rows"][row][measure]["value"]
+            mean = sum(part["n_swaps"] * part["rows"][row][measure]["value"] for part in parts) / 200
+            assert mean == pytest.approx(whole, abs=1e-5)
+        assert all(list(part["per_au"]["ours"]) == list(AU_NAMES) for part in parts)
+
+
+def test_a_measure_that_depends_on_the_distance_shows_it_in_its_strata():
+    """Copying is nearer to the truth the more alike the two expressions are, and does not care about the pose."""
+    results = table(Copier(), n_strata=3)
+    by_distance, by_pose = ([p["rows"]["ours"]["psnr"]["value"] for p in results["strata"][name]] for name in STRATA)
+    assert by_distance[0] > by_distance[1] > by_distance[2]
+    assert by_distance[0] - by_distance[2] > 2 * abs(by_pose[0] - by_pose[2])
+
+
+def test_every_swap_says_how_far_apart_its_faces_are(oracle):
+    for swap in oracle["swaps"][::17]:
+        a, b = swap["a"], swap["b"]
+        assert swap["expression_distance"] == pytest.approx(float((PLAN.au[a] - PLAN.au[b]).norm()), abs=1e-4)
+        assert swap["pose_gap"] == pytest.approx(float(pose_gap(PLAN.views[[a]], PLAN.views[[b]])), abs=1e-4)
+        assert swap["way"] > 0
+
+
+def test_pose_gap_is_the_angle_between_two_heads():
+    def posed(**degrees: float) -> Views:
+        angles = {name: torch.tensor([degrees.get(name, 0.0)]) for name in ("yaw", "pitch", "roll")}
+        return replace(sample_views(1, torch.Generator()), **angles)
+
+    for one in ({"yaw": 20.0}, {"pitch": -20.0}, {"roll": 20.0}):
+        assert pose_gap(posed(**one), posed()).item() == pytest.approx(20, abs=1e-3)
+    assert pose_gap(posed(yaw=-15.0), posed(yaw=15.0)).item() == pytest.approx(30, abs=1e-3)
+    assert pose_gap(posed(yaw=9, pitch=5), posed(yaw=9, pitch=5)).item() == pytest.approx(0, abs=0.05)
+    across = pose_gap(posed(yaw=10), posed(pitch=10)).item()
+    assert across == pytest.approx(10 * 2**0.5, abs=0.1)  # at right angles
+
+
+def test_a_second_identity_judge_adds_its_own_column():
+    class Stranger(ToyIdentityJudge):
+        """Accepts nobody but the very same picture."""
+
+        threshold = 0.9999
+
+        def __call__(self, image):
+            return nn.functional.normalize(image.flatten(1), dim=1)
+
+    results = table(Oracle(), second=Stranger())
+    (name,) = SECOND
+    assert results["rows"]["copy-input"][name]["value"] == 1 and results["rows"]["copy-other"][name]["value"] == 0
+    assert results["rows"]["ours"]["identity_kept"]["value"] == 1 > results["rows"]["ours"][name]["value"]
+    assert f"`{name}` ↑ 1 |" in markdown_table(results).splitlines()[0]
+    assert set(results["per_au"]["ours"]["AU1"]) == set(PER_AU)
 
 
 def test_results_are_json_and_the_readme_holds_their_table(oracle, tmp_path):

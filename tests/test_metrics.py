@@ -8,8 +8,10 @@ from sklearn.metrics import f1_score
 from torchmetrics.image.kid import poly_mmd
 
 from expr_lib.metrics import (
+    balanced_accuracy,
     bootstrap,
     f1,
+    figures,
     icc31,
     identity_kept,
     kid,
@@ -17,11 +19,10 @@ from expr_lib.metrics import (
     leak_id,
     masked_l1,
     mmd2,
+    number,
     partial_correlation,
     pearson,
     polynomial_kernel,
-    probe_au,
-    probe_subject,
     psnr,
     ssim,
     total_transfer_score,
@@ -196,61 +197,14 @@ def test_weighted_mmd2_does_not_take_copies_for_a_distance():
     assert np.mean(copied) - kid(x, y).item() > spread  # what copies would feign
 
 
-def people(n_subjects=30, per_subject=20, seed=0):
-    rng = np.random.default_rng(seed)
-    subject = np.repeat(np.arange(n_subjects), per_subject)
-    au = np.where(rng.random((len(subject), 3)) < [0.5, 0.2, 0.0], rng.uniform(1, 5, (len(subject), 3)), 0)
-    return rng, subject, torch.from_numpy(au).float()
-
-
-def test_leak_au_finds_a_leak_and_only_a_leak():
-    rng, subject, au = people()
-    clean = torch.from_numpy(rng.normal(size=(600, 4, 5, 5))).float()
-    read = probe_au(clean, au, subject)
-    assert abs(leak_au(read, au).item() - 0.5) < 0.05
-    assert read[:, 2].isnan().all()  # an AU that nobody shows cannot be read
-    linear = clean.clone()
-    linear[:, 0, 2, 2] += 1.5 * (au[:, 0] >= 1)
-    linear[:, 1, 0, 0] += 9.0 * (au[:, 1] >= 1)
-    read = probe_au(linear, au, subject)
-    assert leak_au(read, au).item() > 0.75
-    hidden = clean[:, :1, :2, :2].clone()  # the sign is random: no straight line reads it
-    hidden[:, 0, 0, 0] = (2 * (au[:, 0] >= 1).float() - 1) * hidden[:, 0, 1, 1].sign() * 3
-    assert leak_au(probe_au(hidden, au[:, :1], subject), au[:, :1]).item() > 0.9
-
-
-def test_leak_au_does_not_take_knowing_the_person_for_reading_the_face():
-    rng, subject, au = people()
-    habit = rng.random(30) < 0.5  # some people always show AU1, and the features only say who it is
-    au[:, 0] = torch.from_numpy(habit[subject] * 3.0)
-    who = torch.from_numpy(rng.normal(size=(30, 8))[subject] + 0.1 * rng.normal(size=(600, 8)))
-    assert leak_au(probe_au(who, au[:, :1], subject), au[:, :1]).item() < 0.75
-
-
 def test_leak_au_by_hand_with_missing_labels():
     au = torch.tensor([[2.0], [2.0], [0.0], [0.0], [0.0], [0.0], [torch.nan]])
     read = torch.tensor([[1.0], [0.0], [0.0], [0.0], [0.0], [1.0], [torch.nan]])
     assert leak_au(read, au).item() == pytest.approx((1 / 2 + 3 / 4) / 2)
-    rng, subject, au = people()
-    features = torch.from_numpy(rng.normal(size=(600, 4)))
-    au[::2, 0] = torch.nan
-    assert torch.equal(probe_au(features, au, subject)[:, 0].isnan(), au[:, 0].isnan())
-
-
-def test_leak_id_is_1_by_chance_and_the_number_of_subjects_at_most():
-    rng, subject, _ = people(n_subjects=10, per_subject=30)
-    noise = torch.from_numpy(rng.normal(size=(300, 3, 4)))
-    assert leak_id(probe_subject(noise, subject), subject).mean().item() == pytest.approx(1, abs=0.6)
-    noise[:, 0, 0] += 100 * torch.from_numpy(subject)
-    noise[:, 1:] = 0
-    noise[:, 0, 1:] = 0
-    assert leak_id(probe_subject(noise, subject), subject).mean() > 9
-    few = np.concatenate([subject, [77]])
-    read = probe_subject(torch.cat([noise, noise[:1]]), few)
-    assert (
-        read[-1] == -1 and leak_id(read, few)[-1].isnan() and leak_id(read, few).nanmean() > 9
-    )  # a person of one image is left out
-    assert leak_id(probe_subject(noise[:3], np.arange(3)), np.arange(3)).isnan().all()
+    nobody = torch.cat([au, torch.zeros(7, 1)], 1)  # an AU that nobody shows says nothing
+    read = torch.cat([read, torch.zeros(7, 1)], 1)
+    assert balanced_accuracy(read, nobody).isnan().tolist() == [False, True]
+    assert leak_au(read, nobody).item() == pytest.approx((1 / 2 + 3 / 4) / 2)
 
 
 def test_leak_id_by_hand():
@@ -296,3 +250,11 @@ def test_bootstrap_draws_whole_clusters_as_many_as_there_are():
     counts = [torch.bincount(rows, minlength=6).tolist() for rows in draws]
     assert all(c[0] == c[2] == c[4] and c[1] == c[3] and c[0] + c[1] + c[5] == 3 for c in counts)
     assert len({tuple(c) for c in counts}) > 5
+
+
+def test_figures_are_values_with_their_intervals_ready_for_json():
+    values = torch.arange(20.0)[:, None] * torch.tensor([1.0, torch.nan])
+    mean, unknown = figures(lambda rows: values[rows].mean(0), np.repeat(np.arange(10), 2), n_resamples=50)
+    assert mean["value"] == 9.5 and mean["low"] < 9.5 < mean["high"]
+    assert unknown == {"value": None, "low": None, "high": None}
+    assert number(1 / 3) == 0.333333 and number(float("inf")) is None

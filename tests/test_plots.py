@@ -95,6 +95,16 @@ def test_a_figure_is_saved_whole(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["figure.png", "figure.svg"]
 
 
+def test_a_figure_of_few_colors_is_small_and_looks_the_same(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), np.uint8)
+    figure = plots.grid(noise)
+    full, few = plots.save(figure, tmp_path / "full.png"), plots.save(figure, tmp_path / "few.png", colors=256)
+    assert few.stat().st_size < full.stat().st_size / 2
+    one, two = (read_image(path).astype(int) for path in (full, few))
+    assert one.shape == two.shape and abs(one - two).mean() < 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.png", "full.png"]
+
+
 def test_the_palette_tells_regions_apart_in_gray_scale_or_by_hue():
     """Under deuteranopia (Viénot et al. 1999) no two region colors fall together."""
     assert set(plots.REGION_COLORS) == {unit.region for unit in ACTION_UNITS}

@@ -1,0 +1,251 @@
+"""Questions that no single swap answers: what is left in the features, and does one action unit move alone?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from expr_lib.datasets import to_float
+from expr_lib.faces.render import Renderer
+from expr_lib.faces.sample import FacePlan, FacesConfig, plan_faces
+from expr_lib.facs import AU_NAMES, PRESENT_AT
+from expr_lib.judges import AUJudge
+from expr_lib.metrics import balanced_accuracy, figures, leak_id, number
+from expr_lib.model import Residual, conv_bn, mix
+
+PROBE_SEED = 1909
+"""Of the people on whom the probe of f_f is fitted; nothing else may have it."""
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""How far one AU is moved from a to b."""
+DIFFERS = 2.0
+"""An AU is moved between two faces whose intensities of it are at least so far apart."""
+
+
+class Swaps(Protocol):
+    """What is measured: anything that takes a face apart and puts it together again."""
+
+    def encode(self, image: Tensor, /) -> tuple[Tensor, Tensor]:
+        """image (B, 3, S, S) in [-1, 1] -> f_f (B, ...) free of expression, f_r (B, ...) the expression."""
+
+    def generate(self, f_f: Tensor, f_r: Tensor, /) -> Tensor:
+        """-> image (B, 3, S, S) in [-1, 1]."""
+
+
+def render(plan: FacePlan, renderer: Renderer, rows: np.ndarray | Tensor, device: str) -> Tensor:
+    """Rows of a plan -> images (B, 3, S, S) in [-1, 1], with the rounding of 8-bit pixels."""
+    pixels, _ = plan.render(renderer, rows)
+    return to_float(pixels.to(device)).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
+
+
+# -- what is left in the features? ---------------------------------------------------------------------------------
+
+
+def _reader(channels: int, n_aus: int, width: int = 64) -> nn.Sequential:
+    """A network of the shape of D_f, one logit for each AU: map (B, channels, H, W) -> (B, n_aus)."""
+    return nn.Sequential(
+        conv_bn(channels, width), conv_bn(width, width, stride=2), Residual(width),  # (B, w, H/2, W/2)
+        conv_bn(width, 2 * width, stride=2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),  # (B, 32w): places are kept
+        nn.Linear(32 * width, 256), nn.ReLU(), nn.Linear(256, n_aus),
+    )  # fmt: skip
+
+
+def probe_au(
+    f_f: Tensor, au: Tensor, other_f_f: Tensor, *, epochs: int = 8, batch_size: int = 16, lr: float = 1e-3,
+    seed: int = 0, device: str = "cpu", progress: bool = False,
+) -> Tensor:  # fmt: skip
+    """What a fresh reader, fitted to the maps f_f (N, C, H, W) and labels ``au`` (N, n_aus), reads from other maps.
+
+    Give it maps ``other_f_f`` (M, C, H, W) of people it has not met. Returns (M, n_aus): 1 present, 0 absent; NaN for
+    an AU that all of ``au`` show, or none; a NaN label is left out.
+
+    A small convolutional network of the shape of D_f, the adversary in training: what it finds, the adversary could
+    have found. Adam on a one-cycle schedule; both classes of an AU weigh the same, so that its border is that of the
+    balanced accuracy. Maps of more than 16 places a side are folded into channels. It is blind for the first thousand
+    steps or so and then sees: hence the small batches, and no fewer than some thousand images. All of it our choice.
+    """
+    fold = max(1, max(f_f.shape[2:]) // 16)
+    fitted, other = (F.pixel_unshuffle(x.float(), fold) for x in (f_f, other_f_f))  # (N, fold^2 C, H/fold, W/fold)
+    mean, std = fitted.mean((0, 2, 3), keepdim=True), fitted.std((0, 2, 3), keepdim=True) + 1e-6
+    fitted, other = ((x - mean) / std for x in (fitted, other))
+    known, present = ~au.isnan(), (au >= PRESENT_AT)  # (N, n_aus) each
+    count = [(known & (present == c)).sum(0) for c in (False, True)]  # 2 x (n_aus,)
+    asked = (count[0] > 0) & (count[1] > 0)
+    weight = torch.where(present, 1 / count[1].clamp(min=1), 1 / count[0].clamp(min=1)) * known * asked * len(au) / 2
+
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        reader = _reader(fitted.shape[1], au.shape[1]).to(device).train()
+        batch_size = min(batch_size, len(au))
+        steps = epochs * (len(au) // batch_size)
+        optimizer = torch.optim.Adam(reader.parameters(), lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.2)
+        orders = [torch.randperm(len(au))[: len(au) // batch_size * batch_size] for _ in range(epochs)]
+        batches = torch.cat(orders).view(-1, batch_size)
+        for rows in tqdm(batches, desc="probe of f_f", unit="step", disable=not progress):
+            logit = reader(fitted[rows].to(device))  # (B, n_aus)
+            target, w = present[rows].to(logit), weight[rows].to(logit)
+            loss = F.binary_cross_entropy_with_logits(logit, target, w)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        reader.eval()
+        logit = torch.cat([reader(chunk.to(device)).cpu() for chunk in other.split(256)])  # (M, n_aus)
+    return (logit > 0).double().masked_fill(~asked, torch.nan)
+
+
+def probe_subject(f_r: Tensor, subject: np.ndarray, *, folds: int = 5) -> np.ndarray:
+    """The subject of each image as a fresh probe reads it from f_r (N, ...), cross-validated over images, (N,).
+
+    A support vector machine with a Gaussian kernel ``exp(-|u - v|^2 / D)`` on standardized features, so it also finds
+    what no straight line does. -1 where a subject has fewer than ``folds`` images. A probe reads more the more images
+    it gets: compare leaks at the same N.
+    """
+    _, index, count = np.unique(subject, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(count[index] >= folds)
+    read = np.full(len(subject), -1)
+    if len(np.unique(subject[rows])) >= 2:
+        x = StandardScaler().fit_transform(f_r[torch.from_numpy(rows)].flatten(1).numpy())  # (N, D)
+        svm = SVC(C=10.0, kernel="precomputed", class_weight="balanced")
+        cv = StratifiedKFold(folds, shuffle=True, random_state=0)
+        read[rows] = cross_val_predict(svm, rbf_kernel(x, gamma=1 / x.shape[1]), subject[rows], cv=cv)
+    return read
+
+
+@torch.no_grad()
+def leaks(
+    swapper: Swaps, plan: FacePlan, renderer: Renderer, rows: np.ndarray, n_probe: int, *, batch_size: int = 32,
+    n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """What fresh probes read from f_f and f_r of the given rows of the plan: figures with intervals.
+
+    - ``leak_au``  from f_f, fitted to ``n_probe`` images of further people whom nobody has met, ten of each
+    - ``leak_id``  from f_r, cross-validated over the rows
+    - ``per_au``   {AU: figure of ``leak_au``};  ``n_images`` asked about, ``n_fitted``
+    """
+    more = plan_faces(FacesConfig(max(2, n_probe // 10), 10, size=plan.size, seed=PROBE_SEED, val=0.0, test=0.0))
+
+    def features(plan: FacePlan, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """-> f_f (N, ...), f_r (N, ...), on the CPU."""
+        chunks = np.array_split(rows, -(-len(rows) // batch_size))
+        found = [
+            swapper.encode(render(plan, renderer, chunk, device))
+            for chunk in tqdm(chunks, desc="features", unit="batch", disable=not progress)
+        ]
+        f_f, f_r = (torch.cat([x.float().cpu() for x in part]) for part in zip(*found, strict=True))
+        return f_f, f_r
+
+    f_f, f_r = features(plan, rows)
+    fitted, _ = features(more, np.arange(len(more)))
+    who, shown = plan.subject.numpy()[rows], plan.au[torch.from_numpy(rows)]  # (N,), (N, n_aus)
+    read = probe_au(fitted, more.au, f_f, device=device, progress=progress)  # (N, n_aus)
+    share = leak_id(probe_subject(f_r, who), who)  # (N,)
+
+    def statistic(i: Tensor) -> Tensor:
+        by_au = balanced_accuracy(read[i], shown[i])  # (n_aus,)
+        return torch.cat([torch.stack([by_au.nanmean(), share[i].nanmean()]), by_au])
+
+    leak, subject, *by_au = figures(statistic, who, n_resamples=n_resamples)
+    about = {"n_images": len(rows), "n_fitted": len(more), "per_au": dict(zip(AU_NAMES, by_au, strict=True))}
+    return {"leak_au": leak, "leak_id": subject, **about}
+
+
+# -- does one action unit move alone? ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def cross_talk(
+    swapper: Swaps, plan: FacePlan, renderer: Renderer, judge: AUJudge, pairs: np.ndarray, *, n_each: int = 32,
+    batch_size: int = 32, n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Move one AU k from a to b, ``G(f_f^a, mix(f_r^a, f_r^b, w e_k))``, w in ``WEIGHTS``: what does the judge read?
+
+    For each k, the first ``n_each`` of the pairs (N, 2) of rows whose intensities of k differ by ``DIFFERS`` or more.
+    Beside it the same for true renders, in which k alone moves: what the judge itself mixes up. f_r is (B, n_aus, d).
+
+    Returns ``{"weights", "n_moves": {AU: int}, "network": {...}, "true render": {...}}``; a figure has an interval:
+
+    - ``matrix``      (n_aus, n_aus): change of j (column) over the change of k (row), w from 0 to 1, median over moves
+    - ``moved``       {AU: change of k over what was asked, median}: 1 is all, 0 nothing
+    - ``curve``       [figure of the same at each weight], over the moves of all AUs
+    - ``others``      mean of the absolute changes of all j != k over the change of k, median over moves: 0 is perfect
+    - ``largest``     the same with the largest in place of the mean
+    - ``monotone``    share of the moves in which k changes in the right direction and never steps back
+    - ``steps_back``  share of the steps from one weight to the next that go back
+
+    A move in which k does not change as asked has no quotient: it is left out of ``matrix`` and is infinite in
+    ``others`` and ``largest``, so that doing nothing does not pass for moving cleanly.
+    """
+    a, b = torch.from_numpy(pairs).T  # (N,), (N,)
+    apart = (plan.au[b] - plan.au[a]).abs() >= DIFFERS  # (N, n_aus)
+    moves = [torch.nonzero(apart[:, k])[:n_each, 0] for k in range(len(AU_NAMES))]
+    unit = torch.arange(len(AU_NAMES)).repeat_interleave(torch.tensor([len(m) for m in moves]))  # (M,)
+    a, b = a[torch.cat(moves)], b[torch.cat(moves)]  # (M,), (M,)
+    asked = (plan.au[b] - plan.au[a]).gather(1, unit[:, None])[:, 0].double()  # (M,)
+    read: dict[str, list[Tensor]] = {"network": [], "true render": []}
+    chunks = torch.arange(len(unit)).split(batch_size)
+    for chunk in tqdm(chunks, desc="cross-talk", unit="batch", disable=not progress):
+        only = F.one_hot(unit[chunk], len(AU_NAMES)).float()  # (B, n_aus)
+        image, donor = (render(plan, renderer, x[chunk], device) for x in (a, b))  # (B, 3, S, S) each
+        (f_f, f_r), (_, f_r_b) = swapper.encode(image), swapper.encode(donor)
+        network, truth = [], []
+        for w in WEIGHTS:
+            network.append(judge(swapper.generate(f_f, mix(f_r, f_r_b, w * only.to(device))).float()))
+            au = torch.lerp(plan.au[a[chunk]], plan.au[b[chunk]], w * only)  # (B, n_aus)
+            true = replace(plan, subject=plan.subject[a[chunk]], views=plan.views[a[chunk]], au=au)
+            truth.append(judge(render(true, renderer, torch.arange(len(chunk)), device) if w else image))
+        for name, values in (("network", network), ("true render", truth)):
+            read[name].append(torch.stack(values, 1).double().cpu())  # (B, 5, n_aus)
+    who = plan.subject[a].numpy()
+    return {
+        "weights": list(WEIGHTS),
+        "n_moves": {name: len(rows) for name, rows in zip(AU_NAMES, moves, strict=True)},
+        **{name: _spread(torch.cat(x), unit, asked, who, n_resamples) for name, x in read.items()},
+    }
+
+
+def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamples: int) -> dict[str, Any]:
+    """Judged intensities ``read`` (M, 5, n_aus) of M moves of AU ``unit`` (M,) by ``asked`` (M,) -> the measures."""
+    path = (read - read[:, :1]) * asked.sign()[:, None, None]  # (M, 5, n_aus): > 0 is what was asked for
+    k = unit[:, None]
+    own = path.gather(2, k[:, None].expand(-1, len(WEIGHTS), 1))[:, :, 0]  # (M, 5)
+    changed = own[:, -1:].where(own[:, -1:] > 0, torch.nan)  # (M, 1)
+    share = path[:, -1] / changed  # (M, n_aus)
+    others = share.abs().scatter(1, k, 0.0).nan_to_num(torch.inf)  # (M, n_aus)
+    steps_back = (own.diff(dim=1) < 0).double()  # (M, 4)
+    reached = own / asked.abs()[:, None]  # (M, 5)
+    each = torch.stack(
+        [
+            others.sum(1) / (others.shape[1] - 1),
+            others.amax(1),
+            ((own[:, -1] > 0) & (steps_back.sum(1) == 0)).double(),
+            steps_back.mean(1),
+        ],
+        1,
+    )  # (M, 4)
+
+    def statistic(i: Tensor) -> Tensor:
+        return torch.cat([each[i, :2].median(0).values, each[i, 2:].mean(0), reached[i].median(0).values])
+
+    names = ("others", "largest", "monotone", "steps_back")
+    found = figures(statistic, who, n_resamples=n_resamples)
+    rows = [torch.nonzero(unit == j)[:, 0] for j in range(read.shape[2])]
+    return {
+        **dict(zip(names, found[:4], strict=True)),
+        "curve": found[4:],
+        "moved": {AU_NAMES[j]: number(reached[i, -1].median().item()) if len(i) else None for j, i in enumerate(rows)},
+        "matrix": [
+            [number(x) for x in share[i].nanmedian(0).values.tolist()] if len(i) else [None] * len(rows) for i in rows
+        ],
+    }

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from expr_lib import datasets, losses, metrics, train
+from expr_lib import datasets, losses, metrics, model, train
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -36,6 +36,46 @@ def inline(notebook: str, *names: str, **given: Any) -> SimpleNamespace:
 def test_a_name_that_no_cell_defines_is_noticed():
     with pytest.raises(KeyError, match="no_such_function"):
         inline("00", "no_such_function")
+
+
+# -- 02 Why an autoencoder tangles ---------------------------------------------------------------------------------
+
+
+def test_02_swap_of_halves():
+    swapper = model.Swapper(model.ModelConfig(size=16, n_aus=3, width=16, width_r=16)).eval()
+    a, b = torch.randn(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = swapper.swap(a, b)
+    for image, other in zip(inline("02", "swap_halves").swap_halves(swapper, a, b), expected, strict=True):
+        torch.testing.assert_close(image, other)
+
+
+def test_02_balanced_accuracy():
+    g = torch.Generator().manual_seed(0)
+    read, true = (torch.rand(50, 4, generator=g) < share for share in (0.6, 0.3))
+    found = inline("02", "balanced_accuracy").balanced_accuracy(read.numpy(), true.numpy())
+    assert found == pytest.approx(float(metrics.leak_au(read.double(), 5.0 * true)))
+
+
+# -- 03 Adversarial disentanglement --------------------------------------------------------------------------------
+
+
+def test_03_multi_class_adversary():
+    here = inline("03", "mean_over_labels", "class_weights", "tell_class", "hide_class")
+    g = torch.Generator().manual_seed(0)
+    score, cls = torch.randn(40, 5, 4, generator=g), torch.randint(0, 4, (40, 5), generator=g) % 3
+    cls[0] = 3  # rare, and there
+    weight = losses.class_weights(cls, 4)
+    torch.testing.assert_close(here.class_weights(cls, 4), weight)
+    for name in ("tell_class", "hide_class"):
+        torch.testing.assert_close(getattr(here, name)(score, cls, weight), getattr(losses, name)(score, cls, weight))
+
+
+def test_03_balanced_accuracy():
+    g = torch.Generator().manual_seed(0)
+    score, cls = torch.randn(60, 4, 2, generator=g), torch.randint(0, 2, (60, 4), generator=g)
+    found = inline("03", "balanced_accuracy").balanced_accuracy(score, cls)
+    assert found == pytest.approx(float(metrics.leak_au(score.argmax(-1).double(), 5.0 * cls)))
 
 
 # -- 04 Swapping and swap consistency ------------------------------------------------------------------------------

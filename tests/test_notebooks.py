@@ -10,9 +10,13 @@ import json
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import papermill
 import pytest
+import torch
+
+from expr_lib import losses
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -20,6 +24,8 @@ BANDS = json.loads((Path(__file__).parent / "notebook_bands.json").read_text())
 SECONDS = {
     "00_start_here": 60.0,
     "01_faces_and_action_units": 90.0,
+    "02_why_an_autoencoder_tangles": 90.0,
+    "03_adversarial_disentanglement": 90.0,
     "04_swapping_and_swap_consistency": 90.0,
     "05_training_for_real": 90.0,
     "06_does_it_work": 90.0,
@@ -28,6 +34,8 @@ SECONDS = {
     "09_your_own_faces": 60.0,
 }
 SMALL: dict[str, dict[str, int]] = {  # the parameters of a test, where a learner's take longer
+    "02_why_an_autoencoder_tangles": {"steps": 360},
+    "03_adversarial_disentanglement": {"steps": 200, "n_people": 100},
     "04_swapping_and_swap_consistency": {"warmup": 320, "steps": 100},
     "05_training_for_real": {"steps": 36},
     "06_does_it_work": {"n_pairs": 40, "n_resamples": 100},
@@ -165,12 +173,61 @@ def at(metrics: dict, path: str) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def outside(band: list, where: str, metrics: dict) -> str | None:
+    """What is wrong with one number, None where nothing is."""
+    value = at(metrics, where)
+    if band[0] == ">":
+        beaten = value > at(metrics, band[1]) + band[2]
+        return None if beaten else f"{where}: {value:.3f} does not beat {band[1]} by {band[2]}"
+    return None if band[0] <= value <= band[1] else f"{where}: {value:.3f} is outside {band}"
+
+
 @each_notebook
 def test_its_numbers_stay_within_their_bands(path, run):
     _, metrics, _ = run(path)
-    for where, band in BANDS[path.stem].items():
-        value = at(metrics, where)
-        if band[0] == ">":
-            assert value > at(metrics, band[1]) + band[2], f"{where}: {value:.3f} does not beat {band[1]} by {band[2]}"
-        else:
-            assert band[0] <= value <= band[1], f"{where}: {value:.3f} is outside {band}"
+    wrong = [outside(band, where, metrics) for where, band in BANDS[path.stem].items()]
+    assert not any(wrong), "; ".join(filter(None, wrong))
+
+
+# -- would they notice? --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy_of_03():
+    """Plays the toy of notebook 03, its own cells, after replacing text in them -> the bands that it then breaks."""
+
+    def play(*replaced: tuple[str, str]) -> list[str]:
+        cells = [cell.source for cell in read(ROOT / "notebooks" / "03_adversarial_disentanglement.ipynb").cells
+                 if cell.cell_type == "code"]  # fmt: skip
+        last = next(k for k, source in enumerate(cells) if "def play_toy(" in source)
+        source = "\n".join(cells[: last + 1])
+        for old, new in replaced:
+            assert old in source
+            source = source.replace(old, new)
+        scope: dict = {}
+        state = torch.get_rng_state()
+        try:
+            exec(source, scope)
+            metrics = {"toy": {"uniform": scope["play_toy"]("uniform")[0]}}
+        finally:
+            torch.set_rng_state(state)
+            plt.close("all")
+        bands = BANDS["03_adversarial_disentanglement"].items()
+        wrong = [outside(band, where, metrics) for where, band in bands if where.startswith("toy/uniform")]
+        return [text for text in wrong if text]
+
+    return play
+
+
+def test_a_sound_loss_breaks_no_band(toy_of_03):
+    assert toy_of_03() == []
+
+
+def test_a_loss_with_the_wrong_sign_breaks_a_band(toy_of_03, monkeypatch):
+    tell, hide = losses.ADVERSARIES["uniform"]
+    monkeypatch.setitem(losses.ADVERSARIES, "uniform", (tell, lambda *given: -hide(*given)))
+    assert toy_of_03()
+
+
+def test_a_missing_detach_breaks_a_band(toy_of_03):
+    assert toy_of_03(("f_f.detach() if detach else f_f", "f_f"))

@@ -114,7 +114,7 @@ class FacePlan:
         """
         rows = torch.as_tensor(rows)
         au_rows = rows if au_rows is None else torch.as_tensor(au_rows)
-        device = renderer.device
+        device = torch.device(renderer.device)
         # on a CPU in portions whose temporaries stay small: 16 images of 128 pixels are half as fast again as 32
         n = max(1, PORTION // self.size**2) if device.type == "cpu" else max(1, len(rows))
         found = [

@@ -36,7 +36,7 @@ SECONDS = {
 SMALL: dict[str, dict[str, int]] = {  # the parameters of a test, where a learner's take longer
     "02_why_an_autoencoder_tangles": {"steps": 360},
     "03_adversarial_disentanglement": {"steps": 200, "n_people": 100},
-    "04_swapping_and_swap_consistency": {"warmup": 320, "steps": 100},
+    "04_swapping_and_swap_consistency": {"warmup": 300, "steps": 80},
     "05_training_for_real": {"steps": 36},
     "06_does_it_work": {"n_pairs": 40, "n_resamples": 100},
     "07_the_feature_spaces": {"n_people": 16, "n_images": 20},

@@ -45,6 +45,7 @@ c.Exchange.root = str(OUT / "exchange")  # not used, but nbgrader looks for it
 c.IncludeHeaderFooter.header = c.IncludeHeaderFooter.footer = ""
 c.OverwriteCells.add_missing_cells = True  # a deleted test is put back
 c.Execute.timeout_func = lambda cell: CELL_SECONDS if is_grade(cell) or not is_locked(cell) else 300  # imports, faces
+c.Execute.iopub_timeout = 60  # a busy machine may be late with the last output of a cell
 c.IgnorePattern.enabled, c.IgnorePattern.pattern = True, ".*"  # a warning on stderr costs no points
 c.GenerateFeedback.preprocessors = [GetGrades, OnlyWhatChecksSay, CSSHTMLHeaderPreprocessor]
 c.NbGraderAPI.log_level = "WARN"

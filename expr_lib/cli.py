@@ -302,7 +302,7 @@ def evaluate(
         seed: of the people; must be none that the swapper or the judges were trained on.
         figures: folder for the figures: transfer, each action unit, cross-talk, the best, median and worst swaps.
         readme: Markdown file whose table between the result markers is replaced.
-        second_identity_judge: ask dlib's face recognizer too (extra photographs); three times as slow.
+        second_identity_judge: ask dlib's face recognizer too (extra photographs); half a second more for each swap.
         device: cpu, cuda, mps; auto takes the fastest there is.
     """
     import matplotlib

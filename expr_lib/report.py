@@ -31,7 +31,7 @@ def write_report(
     path: Path, results: dict[str, Any], pictures: Path | None, swapper: Swapper, plan: FacePlan, renderer: Renderer
 ) -> list[Path]:
     """Write every table to a Markdown file and, where a folder is given, the figures beside it; what was written."""
-    files: dict[str, Path] = {}
+    files = {}
     if pictures is not None:
         for (name, title), figure in figures(results, swapper, plan, renderer).items():
             files[title] = plots.save(figure, pictures / f"{name}.png", colors=256)
@@ -262,5 +262,5 @@ def gallery(which: str, swaps: list[dict[str, Any]], swapper: Swapper, plan: Fac
         column_labels=[f"{swap['transfer_score']:.2f}" for swap in swaps],
         title=f"The {which} {len(swaps)}",
         note="Above each column: transfer_score. Of the half of the pairs whose expressions look most unlike.",
-        cell=0.95,
+        cell=0.72,
     )

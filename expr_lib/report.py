@@ -34,7 +34,8 @@ def write_report(
     files = {}
     if pictures is not None:
         for (name, title), figure in figures(results, swapper, plan, renderer).items():
-            files[title] = plots.save(figure, pictures / f"{name}.png", colors=256)
+            colors = 256 if name.startswith("gallery") else None  # faces take many bytes
+            files[title] = plots.save(figure, pictures / f"{name}.png", colors=colors)
             plt.close(figure)
     links = [f"![{title}]({Path(os.path.relpath(file, path.parent)).as_posix()})" for title, file in files.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -261,6 +262,6 @@ def gallery(which: str, swaps: list[dict[str, Any]], swapper: Swapper, plan: Fac
         row_labels=["a", "b", "a with the\nexpression of b", "the true answer"],
         column_labels=[f"{swap['transfer_score']:.2f}" for swap in swaps],
         title=f"The {which} {len(swaps)}",
-        note="Above each column: transfer_score. Of the half of the pairs whose expressions look most unlike.",
+        note="Above each column: transfer_score.\nOf the half of the pairs whose expressions look most unlike.",
         cell=0.72,
     )

@@ -159,7 +159,8 @@ def transfer(results: dict[str, Any], person: np.ndarray, *, bins: int = 8) -> F
         axes[0].set_ylabel("transfer_score")
         right = axes[0].get_xlim()[1]
         for y, text, up in ((1, "the true answer", 5), (-0.65, "0: nothing transferred (copy-input)", 8)):
-            axes[0].annotate(text, (right, y), (-6, up), textcoords="offset points", ha="right", fontsize=13)
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # dots lie under it
+            axes[0].annotate(text, (right, y), (-6, up), textcoords="offset points", ha="right", fontsize=13, bbox=box)
         figure.suptitle("How much of the expression arrives?", x=0.01, ha="left", fontweight="bold")
     return figure
 

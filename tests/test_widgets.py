@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pytest
 import torch
 from browser import FLAGS, PATIENCE, chromium, opened, served
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
 
 from expr_lib import swap
 from expr_lib.faces.build import SAMPLE_EXPRESSIONS
@@ -303,8 +304,13 @@ def test_notebook_08_in_jupyterlab(browser, tmp_path):
         page.goto(f"{address}/lab/tree/{path.name}")
         panel = page.locator(".jp-NotebookPanel:visible")
         panel.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
+        started = panel.locator(".jp-CodeCell .jp-InputPrompt").first.filter(has_text=re.compile(r"\[[*\d]"))
+        for _ in range(10):  # "idle" may show before there is a kernel, and then nothing is run, without a word
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_text("Run All Cells", exact=True).click()
+            with suppress(TimeoutError):
+                started.wait_for(timeout=5_000)
+                break
         mixer, chart = panel.locator(".expr").first, panel.locator(".expr").last
         panel.locator(".expr-map").wait_for()
         picture = mixer.locator("img.widget-image").nth(2)

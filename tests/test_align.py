@@ -186,6 +186,19 @@ def test_no_face_and_several_faces_are_refused_by_name(rendered):
 
 
 @needs_dlib
+@pytest.mark.parametrize("turned", [55.0, 90.0])
+def test_a_rendered_profile_is_refused_by_name(turned):
+    plan, renderer = plan_faces(FacesConfig(6, 1, 256, seed=3)), load_renderer()
+    view = plan.views[[1]]
+    for name in ("yaw", "pitch", "roll"):
+        getattr(view, name).fill_(turned if name == "yaw" else 0.0)
+    pixels, _ = renderer(plan.subjects[[1]], plan.au[[1]], view, 256)  # (1, 3, 256, 256)
+    photo = (pixels[0].permute(1, 2, 0) * 255).byte().numpy()
+    with pytest.raises(ValueError, match=r"found a head turned by|found no face; expected one seen from"):
+        align(np.pad(photo, ((60, 60), (60, 60), (0, 0)), constant_values=128), 64)
+
+
+@needs_dlib
 def test_the_commands_take_photographs_end_to_end(rendered, tmp_path, capsys):
     for name, face in zip("ab", rendered, strict=True):
         photo = np.full((320, 400, 3), 150, np.uint8)

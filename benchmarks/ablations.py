@@ -14,26 +14,67 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from expr_lib import checkpoint, plots
+from expr_lib import checkpoint, model, plots
 from expr_lib.cli import held_out_faces
 from expr_lib.datasets import FaceData
 from expr_lib.evaluate import MEASURES, evaluate, write_results
 from expr_lib.faces.render import load_renderer
 from expr_lib.judges import load_judges
+from expr_lib.model import ModelConfig
 from expr_lib.train import TrainConfig, train
 
-VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the full method; a dict changes loss weights or sizes
+
+class MapRelated(model.AURelated):
+    """features (B, w + 4, S/4, S/4) -> f_r, one map for each AU: (B, n, d), d = (S/8)^2 places."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__(c)
+        self.tower = self.tower[:2]  # (B, r, S/8, S/8)
+        self.to_f_r = nn.Sequential(nn.Conv2d(c.width_r, c.n_aus, 1), nn.Flatten())  # (B, n * d)
+
+
+class MapG(model.G):
+    """G that the maps themselves tell where each AU acts; no gate decides it."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__(c)
+        self.paint = nn.Parameter(torch.randn(c.n_aus, c.width) * 0.1)
+        del self.gate
+
+    def painted(self, h: Tensor, f_r: Tensor) -> Tensor:
+        where = f_r.unflatten(2, (h.shape[2] // 2, -1))  # (B, n, d) -> (B, n, S/8, S/8)
+        where = F.interpolate(where, scale_factor=2.0, mode="bilinear")  # (B, n, S/4, S/4)
+        return torch.einsum("bnyx,nw->bwyx", where, self.paint).to(h.dtype)
+
+
+@contextmanager
+def built_of(parts: dict[str, type]) -> Iterator[None]:
+    """Inside, networks are built of these classes in place of the library's of the same names."""
+    before = {name: getattr(model, name) for name in parts}
+    vars(model).update(parts)
+    try:
+        yield
+    finally:
+        vars(model).update(before)
+
+
+# what differs from the full method: a setting, weights of losses, sizes, or classes of the networks
+VARIANTS: dict[str, dict[str, Any]] = {
     "full method": {},
     "no adversary on f_f": {"adversary": "none"},
     "gradient reversal": {"adversary": "reversal"},
     "inverted labels": {"adversary": "inverted"},
-    "entropy": {"adversary": "entropy"},
     "no swap consistency": {"weights": {"swap": 0.0}},
     "swaps like the cross-cycle": {"consistency": "cycle"},
     "no cross-cycle": {"weights": {"cycle": 0.0}},
@@ -41,6 +82,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the full method; a 
     "roomy f_f": {"model": {"noise": 0.1}},
     "no subject adversary": {"weights": {"hide_subject": 0.0}},
     "reconstruction reaches f_r": {"detach_f_r": False},
+    "f_r as maps": {"parts": {"AURelated": MapRelated, "G": MapG}, "model": {"d": 64}},  # 64 px: 8 x 8 places
 }
 SEEDS = {"full method": 3, "no adversary on f_f": 3}  # the others: one
 SHOWN = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "psnr")
@@ -48,38 +90,43 @@ LEAKS = {"leak_au": ("0.5", 2), "leak_id": ("1x", 1)}
 
 
 def config_of(variant: str, seed: int, full: TrainConfig) -> TrainConfig:
-    changes = dict(VARIANTS[variant])
+    changes = {name: value for name, value in VARIANTS[variant].items() if name != "parts"}
     parts = {name: replace(getattr(full, name), **changes.pop(name, {})) for name in ("weights", "model")}
     return replace(full, seed=seed, **parts, **changes)
 
 
 def learn(data: FaceData, runs: Path, full: TrainConfig) -> dict[tuple[str, int], Path]:
-    """Train the warm-up once, then every variant -> (variant, seed): checkpoint."""
-    warm = train(replace(full, steps=full.warmup_steps, cooldown=0.0), data, runs / "warm-up")
+    """Train the warm-up once (and once for each other AU branch), then every variant -> (variant, seed): checkpoint."""
     done = {}
-    for variant in VARIANTS:
-        for seed in range(SEEDS.get(variant, 1)):
-            run = runs / f"{variant.replace(' ', '-')}-{seed}"
-            if not (run / warm.name).exists():
-                run.mkdir(parents=True, exist_ok=True)
-                shutil.copy(warm, run / "partial")
-                os.replace(run / "partial", run / warm.name)
-            print(f"{variant}, seed {seed}: {run}", flush=True)
-            done[variant, seed] = train(config_of(variant, seed, full), data, run)
+    for variant, changes in VARIANTS.items():
+        parts = changes.get("parts", {})
+        config = config_of(variant, 0, full)
+        only = replace(full, steps=full.warmup_steps, cooldown=0.0, model=replace(full.model, d=config.model.d))
+        with built_of(parts):
+            warm = train(only, data, runs / "-".join(["warm-up", *parts]))
+            for seed in range(SEEDS.get(variant, 1)):
+                run = runs / f"{variant.replace(' ', '-')}-{seed}"
+                if not (run / warm.name).exists():
+                    run.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(warm, run / "partial")
+                    os.replace(run / "partial", run / warm.name)
+                print(f"{variant}, seed {seed}: {run}", flush=True)
+                done[variant, seed] = train(config_of(variant, seed, full), data, run)
     return done
 
 
-def figures(path: Path, pairs: int, device: str) -> dict[str, Any]:
-    """What `evaluate` finds for a checkpoint, kept beside it for as long as the checkpoint and `pairs` are the same."""
+def figures(variant: str, path: Path, pairs: int, probe: int, device: str) -> dict[str, Any]:
+    """What `evaluate` finds for a checkpoint, kept beside it for as long as all that it was asked stays the same."""
     _, about = checkpoint.load(path)
-    made, kept = {"checkpoint": about["sha256"], "pairs": pairs}, path.with_name("ablation.json")
+    made, kept = {"checkpoint": about["sha256"], "pairs": pairs, "probe": probe}, path.with_name("ablation.json")
     if kept.exists() and (found := json.loads(kept.read_text()))["made"] == made:
         return found
-    swapper = checkpoint.load_swapper(path, device)
+    with built_of(VARIANTS[variant].get("parts", {})):
+        swapper = checkpoint.load_swapper(path, device)
     plan = held_out_faces(swapper.config.size)
     results = evaluate(
         swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
-        n_moves=0, device=device,
+        n_moves=0, n_probe=probe, device=device,
     )  # fmt: skip
     found = {"made": made, "step": about["step"], **results["rows"]["ours"]}
     write_results(kept, found | {name: results["leaks"][name] for name in LEAKS})
@@ -144,6 +191,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="of each variant, after the warm-up")
     parser.add_argument("--warmup-steps", type=int, default=TrainConfig.warmup_steps)
     parser.add_argument("--pairs", type=int, default=200, help="held-out pairs to measure")
+    parser.add_argument("--probe", type=int, default=6000, help="faces that the probe of f_f learns from")
+    parser.add_argument("--width", type=int, default=ModelConfig.width, help="of E and G; the other widths follow")
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
@@ -152,20 +201,23 @@ def main() -> None:
     full = TrainConfig(
         steps=steps, warmup_steps=args.warmup_steps, batch_size=args.batch_size, cooldown=0.3 * args.steps / steps,
         ema=min(0.999, 1 - 10 / args.steps), sample_every=max(1, args.steps // 3), device=args.device,
+        model=ModelConfig(width=args.width, width_r=2 * args.width, width_d=args.width // 2),
     )  # fmt: skip
     done = learn(FaceData.open(args.data), args.runs, full)
     device = "cpu" if args.device == "cpu" else _fastest()
-    rows = [{"variant": v, "seed": s, **figures(path, args.pairs, device)} for (v, s), path in done.items()]
+    rows = [
+        {"variant": v, "seed": s, **figures(v, path, args.pairs, args.probe, device)} for (v, s), path in done.items()
+    ]
     images = 2 * (args.steps * args.batch_size + args.warmup_steps * full.warmup_batch_size)
     about = {"data": args.data.name, "steps": args.steps, "warmup_steps": args.warmup_steps, "images_seen": images,
-             "pairs": args.pairs, "batch_size": args.batch_size}  # fmt: skip
+             "pairs": args.pairs, "probe": args.probe, "width": args.width, "batch_size": args.batch_size}  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_results(args.out, {"about": about, "variants": {k: str(v) for k, v in VARIANTS.items()}, "rows": rows})
     note = (
         f"{args.steps} steps of {args.batch_size} pairs for each variant after one shared warm-up ({images:,} images "
-        f"seen), {args.pairs} held-out pairs in both directions. In brackets the range over seeds, where there are "
-        "several, else the 95 % interval over people. A difference smaller than the range over the seeds of the full "
-        "method is noise."
+        f"seen), networks of width {args.width}, {args.pairs} held-out pairs in both directions. In brackets the range "
+        "over seeds, where there are several, else the 95 % interval over people. A difference smaller than the range "
+        "over the seeds of the full method is noise."
     )
     args.out.with_suffix(".md").write_text(f"{table(rows)}\n\n{note}\n", encoding="utf-8")
     picture(rows, args.out.with_suffix(".png"))

@@ -214,14 +214,17 @@ class G(nn.Module):
     def forward(self, f_f: Tensor, f_r: Tensor) -> Tensor:
         style = self.style(f_r.flatten(1))  # (B, n * d) -> (B, style)
         h = self.block1(self.canvas(f_f), style)  # (B, w, S/4, S/4)
-        paint = torch.einsum("bnd,ndw->bnw", f_r, self.paint)  # what each AU would add ...
-        h = h + torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint.to(h.dtype))  # ... and where
-        h = self.block3(self.block2(h, style), style)
+        h = self.block3(self.block2(h + self.painted(h, f_r), style), style)
         # nearest neighbour, then convolution: a transposed convolution would leave a checkerboard
         h = self.block4(self.up4(F.interpolate(h, scale_factor=2.0)), style)  # (B, w/2, S/2, S/2)
         fine = F.pixel_shuffle(self.to_image(F.silu(self.norm5(h))), 2)  # (B, 12, S/2, S/2) -> (B, 3, S, S), as E began
         thumbnail = F.interpolate(self.thumbnail(f_f), scale_factor=4.0, mode="bilinear")  # (B, 3, S, S)
         return (fine + thumbnail).float().tanh()
+
+    def painted(self, h: Tensor, f_r: Tensor) -> Tensor:
+        """What f_r (B, n, d) adds to h (B, w, S/4, S/4), each AU in its place."""
+        paint = torch.einsum("bnd,ndw->bnw", f_r, self.paint)  # what each AU would add ...
+        return torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint.to(h.dtype))  # ... and where
 
 
 class DG(nn.Module):

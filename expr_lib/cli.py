@@ -250,8 +250,8 @@ def train_command() -> Callable[..., None]:
         Args:
             data: data set folder, made by `expr-lib faces`.
             run: folder for log.csv, samples/, tensorboard/ and checkpoint.safetensors.
-            start_from: weights to fine-tune, best with --warmup-steps 0; AUs that the data share with them keep their
-                heads, others get new ones.
+            start_from: weights to fine-tune, without a warm-up; AUs that the data share with them keep their heads,
+                others get new ones.
         """
         print(training.train(config, FaceData.open(data), run, start_from))
 

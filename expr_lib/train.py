@@ -358,14 +358,15 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
     save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite or
     exceeds `EXPLODED`; ValueError for data, model or batch sizes that do not fit.
 
-    With `start_from` a new run begins with the swapper of that checkpoint, AU heads found by name: fine-tuning.
+    With `start_from` a new run begins with the swapper of that checkpoint, AU heads found by name: fine-tuning. It has
+    no warm-up, whatever the config says: that would train E for the AU branch alone, behind the back of G.
     """
     run, path = Path(run), Path(run) / "checkpoint.safetensors"
     run.mkdir(parents=True, exist_ok=True)
     config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
     if start_from:
         model_of = checkpoint.fine_tune_config(start_from, data.size, len(data.au_names))
-        config = replace(config, model=replace(model_of, noise=config.model.noise))
+        config = replace(config, model=replace(model_of, noise=config.model.noise), warmup_steps=0)
     learn = data.subset("train")
     nets = build_nets(config, learn)
     here = nets.accelerator

@@ -483,6 +483,7 @@ def test_fine_tuning_says_which_heads_it_keeps_and_learns_from_labels_that_are_m
     output = capsys.readouterr()
     assert told in output.out + output.err
     _, about = checkpoint.load(path)
+    assert about["train"]["warmup_steps"] == 0  # whatever was asked
     assert about["start"]["heads"] == {"kept": ["AU26", "AU12"], "new": ["AU4"], "dropped": ["AU1"]}
     swapper = load_swapper(path)
     assert swapper.au_names == other.au_names and all(p.isfinite().all() for p in swapper.parameters())

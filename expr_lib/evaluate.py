@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ ROWS = {
     "copy-other": "I^b itself: the right expression on the wrong person",
     "self-reconstruction": "self(I^a), compared with I^a: what encoding costs",
     "self-reconstruction of the truth": "self(T): the most that this encoder and generator could score",
+    "render of what is read": "T with the AUs that the judge reads from I^b: as far as an estimator carries",
     "true render": "T: the ceiling of the judges",
 }
 """The answers that are compared, in the order of the table."""
@@ -203,6 +205,10 @@ def _answers(
     f_f, f_r = swapper.encode(image)
     swap = swapper.generate(f_f, f_r.roll(len(rows) // 2, 0))
     itself, true_itself = swapper.generate(f_f, f_r), swapper.generate(*swapper.encode(truth))
+    as_read = plan.au.clone()
+    as_read[other] = judges.au(image.roll(len(rows) // 2, 0)).to(as_read)  # the AUs of b, read from I^b
+    read_pixels, _ = replace(plan, au=as_read).render(renderer, rows, au_rows=other)
+    read = to_float(read_pixels.to(device)).permute(0, 3, 1, 2)  # (2B, 3, S, S)
     asked = judges.identity(image)  # (2B, 128)
     asked_second = second(image) if second else None  # (2B, 128)
 
@@ -229,6 +235,7 @@ def _answers(
         "copy-other": measure(image.roll(len(rows) // 2, 0), image, truth),
         "self-reconstruction": measure(itself, itself, true_itself, image),
         "self-reconstruction of the truth": measure(true_itself, itself, true_itself),
+        "render of what is read": measure(read, image, truth),
         "true render": measure(truth, image, truth),
     }
 

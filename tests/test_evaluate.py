@@ -92,9 +92,9 @@ def test_trivial_answers_score_as_the_design_says(oracle):
     assert other["identity_kept"] < 0.1
     assert itself["transfer_score"] == pytest.approx(0, abs=1e-6) and itself["ssim"] == pytest.approx(1, abs=1e-4)
     assert abs(copied["kid"]) < 0.05 and abs(other["kid"]) < 0.05  # real images, whoever they show
-    for row in ("true render", "self-reconstruction of the truth"):
+    for row in ("true render", "self-reconstruction of the truth", "render of what is read"):
         ceiling = values(oracle, row)
-        assert ceiling["transfer_score"] == 1 and ceiling["identity_kept"] == 1
+        assert ceiling["transfer_score"] == pytest.approx(1, abs=1e-3) and ceiling["identity_kept"] == 1
         assert ceiling["au_icc"] == pytest.approx(1, abs=1e-3)
 
 

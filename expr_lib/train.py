@@ -75,6 +75,7 @@ class TrainConfig:
     ema: float = 0.999  # decay of the averaged weights, those that are shipped
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it, else fp32
     device: Literal["auto", "cpu"] = "auto"  # auto: the accelerator (CUDA, MPS) where there is one
+    compile: bool = False  # torch.compile of E, G and D: some minutes at the start, for long runs on a GPU
     seed: int = 0
     log_every: int = 20
     sample_every: int = 500
@@ -326,6 +327,9 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
         if net is not None:
             net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(swapper).eval().requires_grad_(False)
+    if config.compile:
+        for part in (swapper.E, swapper.DG.G, d):
+            part.compile()  # in place: the names of the weights stay
 
     def adam(lr: float, *nets: nn.Module | None) -> torch.optim.Optimizer:
         return torch.optim.Adam([p for net in nets if net is not None for p in net.parameters()], lr, betas=(0.5, 0.99))

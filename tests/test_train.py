@@ -469,6 +469,18 @@ def test_two_processes_learn_as_one(two: Path, tiny_folder: Path, tmp_path: Path
     pd.testing.assert_frame_equal(one, both, check_exact=False, rtol=1e-4, atol=1e-4)
 
 
+def test_a_compiled_run_has_the_losses_of_one_that_is_not_and_the_same_names_of_weights(
+    tiny_faces: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = nn.Module.compile
+    # traced and differentiated as for a real run, but without a compiler of C++, which would take minutes here
+    monkeypatch.setattr(nn.Module, "compile", lambda net: whole(net, backend="aot_eager"))
+    paths = [train.train(replace(TINY, steps=8, compile=c), tiny_faces, tmp_path / str(c)) for c in (False, True)]
+    plain, compiled = (pd.read_csv(path.with_name("log.csv")) for path in paths)
+    pd.testing.assert_frame_equal(plain, compiled, check_exact=False, rtol=1e-4, atol=1e-4)
+    assert checkpoint.load(paths[0])[0].keys() == checkpoint.load(paths[1])[0].keys()
+
+
 def test_fine_tuning_says_which_heads_it_keeps_and_learns_from_labels_that_are_missing(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,31 +73,41 @@ def learn(data: FaceData, runs: Path, full: TrainConfig) -> dict[tuple[str, int]
 def figures(path: Path, pairs: int, device: str) -> dict[str, Any]:
     """What `evaluate` finds for a checkpoint, kept beside it for as long as the checkpoint and `pairs` are the same."""
     _, about = checkpoint.load(path)
-    made, kept = {"checkpoint": about["sha256"], "pairs": pairs}, path.with_name("ablation.json")
-    if kept.exists() and (found := json.loads(kept.read_text()))["made"] == made:
+
+    def measure() -> dict[str, Any]:
+        swapper = checkpoint.load_swapper(path, device)
+        plan = held_out_faces(swapper.config.size)
+        results = evaluate(
+            swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
+            n_moves=0, device=device,
+        )  # fmt: skip
+        leaks = {name: results["leaks"][name] for name in LEAKS}
+        return {"step": about["step"], **results["rows"]["ours"], **leaks}
+
+    return keep(path.with_name("ablation.json"), {"checkpoint": about["sha256"], "pairs": pairs}, measure)
+
+
+def keep(path: Path, made: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What stands in `path` if it was made of the same, else what `measure` finds now, which then stands there."""
+    if path.exists() and (found := json.loads(path.read_text()))["made"] == made:
         return found
-    swapper = checkpoint.load_swapper(path, device)
-    plan = held_out_faces(swapper.config.size)
-    results = evaluate(
-        swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
-        n_moves=0, device=device,
-    )  # fmt: skip
-    found = {"made": made, "step": about["step"], **results["rows"]["ours"]}
-    write_results(kept, found | {name: results["leaks"][name] for name in LEAKS})
-    return json.loads(kept.read_text())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_results(path, {"made": made, **measure()})
+    return json.loads(path.read_text())
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], names: Collection[str], columns: Collection[str]) -> str:
     """Markdown: the mean over seeds, and in brackets their range, or with one seed the 95 % interval over people."""
-    columns = {name: MEASURES[name] for name in SHOWN} | LEAKS
-    lines = ["| | seeds | " + " | ".join(f"`{name}` {better}" for name, (better, _) in columns.items()) + " |"]
-    lines.append("|---" * (len(columns) + 2) + "|")
-    for variant in VARIANTS:
+    shown = {name: (MEASURES | LEAKS)[name] for name in columns}
+    lines = ["| | seeds | " + " | ".join(f"`{name}` {better}" for name, (better, _) in shown.items()) + " |"]
+    lines.append("|---" * (len(shown) + 2) + "|")
+    for variant in names:
         mine = [row for row in rows if row["variant"] == variant]
         cells = []
-        for name, (_, digits) in columns.items():
+        for name, (_, digits) in shown.items():
             mean, low, high = interval(mine, name)
-            cells.append(f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})")
+            cell = f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+            cells.append("–" if np.isnan(mean) else cell)
         lines.append(f"| {variant} | {len(mine)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -109,18 +120,18 @@ def interval(rows: list[dict[str, Any]], name: str) -> tuple[float, float, float
     return values[0], low, high
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each measure; a dot for each seed, a line for the 95 % interval over people."""
+def picture(rows: list[dict[str, Any]], names: list[str], panels: Collection[str], path: Path) -> None:
+    """A panel for each measure; a dot for each seed, a line for the 95 % interval over people; the first in blue."""
     import matplotlib.pyplot as plt
 
-    names, panels = list(VARIANTS), (*SHOWN[:3], *LEAKS)
+    seeds = {name: [row["seed"] for row in rows if row["variant"] == name] for name in names}
     with plots.style():
         figure, axes = plt.subplots(
             1, len(panels), figsize=(3.1 * len(panels), 0.5 * len(names) + 1.6), sharey=True, layout="constrained"
         )
         for axis, measure in zip(axes, panels, strict=True):
             for row in rows:
-                y = names.index(row["variant"]) + 0.18 * (row["seed"] - (SEEDS.get(row["variant"], 1) - 1) / 2)
+                y = names.index(row["variant"]) + 0.18 * (row["seed"] - (len(seeds[row["variant"]]) - 1) / 2)
                 value, low, high = (np.nan if x is None else x for x in row[measure].values())
                 color = plots.COLORS["blue"] if row["variant"] == names[0] else plots.INK
                 axis.plot([low, high], [y, y], color=color, linewidth=1.5, alpha=0.6)
@@ -132,7 +143,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
             axis.margins(x=0.12)
             axis.locator_params(axis="x", nbins=4)
         axes[0].set_yticks(range(len(names)), names)
-        axes[0].set_ylim(len(names) - 0.5, -0.5)  # the full method on top
+        axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first on top
         plots.save(figure, path)
         plt.close(figure)
 
@@ -154,7 +165,7 @@ def main() -> None:
         ema=min(0.999, 1 - 10 / args.steps), sample_every=max(1, args.steps // 3), device=args.device,
     )  # fmt: skip
     done = learn(FaceData.open(args.data), args.runs, full)
-    device = "cpu" if args.device == "cpu" else _fastest()
+    device = "cpu" if args.device == "cpu" else fastest()
     rows = [{"variant": v, "seed": s, **figures(path, args.pairs, device)} for (v, s), path in done.items()]
     images = 2 * (args.steps * args.batch_size + args.warmup_steps * full.warmup_batch_size)
     about = {"data": args.data.name, "steps": args.steps, "warmup_steps": args.warmup_steps, "images_seen": images,
@@ -167,12 +178,14 @@ def main() -> None:
         "several, else the 95 % interval over people. A difference smaller than the range over the seeds of the full "
         "method is noise."
     )
-    args.out.with_suffix(".md").write_text(f"{table(rows)}\n\n{note}\n", encoding="utf-8")
-    picture(rows, args.out.with_suffix(".png"))
-    print(f"{table(rows)}\n\n{note}\n\nwritten: {args.out}")
+    text = f"{table(rows, VARIANTS, (*SHOWN, *LEAKS))}\n\n{note}\n"
+    args.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    picture(rows, list(VARIANTS), (*SHOWN[:3], *LEAKS), args.out.with_suffix(".png"))
+    print(f"{text}\nwritten: {args.out}")
 
 
-def _fastest() -> str:
+def fastest() -> str:
+    """The accelerator where there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"

@@ -92,6 +92,7 @@ def learn(
     A run that was killed and started again ends with the same bits, unless it ends by the clock.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
     path, here, learns = folder / "checkpoint.safetensors", accelerator(config), data.subset("train")
     torch.manual_seed(config.seed)
     method = build(name, c).to(here.device, memory_format=torch.channels_last)

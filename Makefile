@@ -5,6 +5,7 @@
 # make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
 # make lint    ruff and mypy alone
 # make results measure the shipped weights: table and picture of the README, tables and figures in benchmarks/results
+# make bench   how fast ours is beside four baselines, in a few minutes: build/bench.json
 # make assignments               the course assignments for students, one zip each, in build/assignments
 # make grade SUBMISSIONS=folder  grade what came back: <student>/<assignment>.ipynb or .zip -> build/grades
 # make clean   forget .venv and build/, but not build/grades
@@ -17,7 +18,7 @@ GRADER := .venv-grading
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab app book chromium results assignments grade clean
+.PHONY: help setup demo test lint lab app book chromium results bench assignments grade clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -74,6 +75,9 @@ results: $(READY)
 	$(BIN)/expr-lib evaluate --pairs 1000 -o benchmarks/results/swap-64.json --figures benchmarks/results/swap-64 --readme README.md
 	$(BIN)/expr-lib demo
 	@mkdir -p notebooks/figures && cp build/demo/swap.png notebooks/figures/swap.png
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/speed.py --short
 
 assignments: $(GRADER)/.ready
 	@$(GRADER)/bin/python assignments/grade.py release

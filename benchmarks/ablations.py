@@ -1,20 +1,22 @@
 """What does each part of the method contribute? The same training without it, at equal images seen.
 
-    python benchmarks/ablations.py runs/faces-64 --steps 3000          # started again, it goes on where it stopped
+    python benchmarks/ablations.py runs/faces-64 --steps 3000      # started again, it goes on where it stopped
+    python benchmarks/ablations.py runs/faces-64 --steps 400 --start-from expr_lib/weights/swap-64.safetensors
 
-One warm-up is trained and shared; every variant goes on from its end for `--steps` steps, on the same batches and with
-the same noise. Then all are measured as `expr-lib evaluate` measures, on the same held-out pairs. The full method and
-the one without its adversary run with three seeds, so that the table shows how much a seed alone changes; the seed
-decides batches and noise, not the warm-up that all share.
+All variants go on from one common start for `--steps` steps, on the same batches and with the same noise: the end of a
+warm-up, trained once, or with `--start-from` a trained network, which then shows what a part holds in place once it is
+there; that asks for far fewer steps. Then all are measured as `expr-lib evaluate` measures, on the same held-out pairs.
+The full method and the one without its adversary run with three seeds, so that the table shows how much a seed alone
+changes; the seed decides batches and noise, not the start.
 
-Writes benchmarks/results/ablations.json, .md and .png; runs and their results stay in the folder `--runs`.
+Writes benchmarks/results/ablations.json, .md and .png (or `--out`); runs and their results stay in `--runs`.
 """
 
 import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,55 +97,68 @@ def config_of(variant: str, seed: int, full: TrainConfig) -> TrainConfig:
     return replace(full, seed=seed, **parts, **changes)
 
 
-def learn(data: FaceData, runs: Path, full: TrainConfig) -> dict[tuple[str, int], Path]:
-    """Train the warm-up once (and once for each other AU branch), then every variant -> (variant, seed): checkpoint."""
+def learn(
+    data: FaceData, runs: Path, full: TrainConfig, variants: list[str], start_from: Path | None
+) -> dict[tuple[str, int], Path]:
+    """Train every variant, from `start_from` or from a warm-up that is trained once -> (variant, seed): checkpoint."""
     done = {}
-    for variant, changes in VARIANTS.items():
-        parts = changes.get("parts", {})
+    for variant in variants:
+        parts = VARIANTS[variant].get("parts", {})
         config = config_of(variant, 0, full)
         only = replace(full, steps=full.warmup_steps, cooldown=0.0, model=replace(full.model, d=config.model.d))
         with built_of(parts):
-            warm = train(only, data, runs / "-".join(["warm-up", *parts]))
+            warm = None if start_from else train(only, data, runs / "-".join(["warm-up", *parts]))
             for seed in range(SEEDS.get(variant, 1)):
                 run = runs / f"{variant.replace(' ', '-')}-{seed}"
-                if not (run / warm.name).exists():
+                if warm and not (run / warm.name).exists():
                     run.mkdir(parents=True, exist_ok=True)
                     shutil.copy(warm, run / "partial")
                     os.replace(run / "partial", run / warm.name)
                 print(f"{variant}, seed {seed}: {run}", flush=True)
-                done[variant, seed] = train(config_of(variant, seed, full), data, run)
+                done[variant, seed] = train(config_of(variant, seed, full), data, run, start_from)
     return done
 
 
 def figures(variant: str, path: Path, pairs: int, probe: int, device: str) -> dict[str, Any]:
     """What `evaluate` finds for a checkpoint, kept beside it for as long as all that it was asked stays the same."""
     _, about = checkpoint.load(path)
-    made, kept = {"checkpoint": about["sha256"], "pairs": pairs, "probe": probe}, path.with_name("ablation.json")
-    if kept.exists() and (found := json.loads(kept.read_text()))["made"] == made:
+
+    def measure() -> dict[str, Any]:
+        with built_of(VARIANTS[variant].get("parts", {})):
+            swapper = checkpoint.load_swapper(path, device)
+        plan = held_out_faces(swapper.config.size)
+        results = evaluate(
+            swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
+            n_moves=0, n_probe=probe, device=device,
+        )  # fmt: skip
+        leaks = results["leaks"] or dict.fromkeys(LEAKS, {"value": None, "low": None, "high": None})
+        return {"step": about["step"], **results["rows"]["ours"], **{name: leaks[name] for name in LEAKS}}
+
+    made = {"checkpoint": about["sha256"], "pairs": pairs, "probe": probe}
+    return keep(path.with_name("ablation.json"), made, measure)
+
+
+def keep(path: Path, made: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What stands in `path` if it was made of the same, else what `measure` finds now, which then stands there."""
+    if path.exists() and (found := json.loads(path.read_text()))["made"] == made:
         return found
-    with built_of(VARIANTS[variant].get("parts", {})):
-        swapper = checkpoint.load_swapper(path, device)
-    plan = held_out_faces(swapper.config.size)
-    results = evaluate(
-        swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
-        n_moves=0, n_probe=probe, device=device,
-    )  # fmt: skip
-    found = {"made": made, "step": about["step"], **results["rows"]["ours"]}
-    write_results(kept, found | {name: results["leaks"][name] for name in LEAKS})
-    return json.loads(kept.read_text())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_results(path, {"made": made, **measure()})
+    return json.loads(path.read_text())
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], names: Collection[str], columns: Collection[str]) -> str:
     """Markdown: the mean over seeds, and in brackets their range, or with one seed the 95 % interval over people."""
-    columns = {name: MEASURES[name] for name in SHOWN} | LEAKS
-    lines = ["| | seeds | " + " | ".join(f"`{name}` {better}" for name, (better, _) in columns.items()) + " |"]
-    lines.append("|---" * (len(columns) + 2) + "|")
-    for variant in VARIANTS:
+    shown = {name: (MEASURES | LEAKS)[name] for name in columns}
+    lines = ["| | seeds | " + " | ".join(f"`{name}` {better}" for name, (better, _) in shown.items()) + " |"]
+    lines.append("|---" * (len(shown) + 2) + "|")
+    for variant in names:
         mine = [row for row in rows if row["variant"] == variant]
         cells = []
-        for name, (_, digits) in columns.items():
+        for name, (_, digits) in shown.items():
             mean, low, high = interval(mine, name)
-            cells.append(f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})")
+            cell = f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+            cells.append("–" if np.isnan(mean) else cell)
         lines.append(f"| {variant} | {len(mine)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -156,18 +171,18 @@ def interval(rows: list[dict[str, Any]], name: str) -> tuple[float, float, float
     return values[0], low, high
 
 
-def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """A panel for each measure; a dot for each seed, a line for the 95 % interval over people."""
+def picture(rows: list[dict[str, Any]], names: list[str], panels: Collection[str], path: Path) -> None:
+    """A panel for each measure; a dot for each seed, a line for the 95 % interval over people; the first in blue."""
     import matplotlib.pyplot as plt
 
-    names, panels = list(VARIANTS), (*SHOWN[:3], *LEAKS)
+    seeds = {name: [row["seed"] for row in rows if row["variant"] == name] for name in names}
     with plots.style():
         figure, axes = plt.subplots(
             1, len(panels), figsize=(3.1 * len(panels), 0.5 * len(names) + 1.6), sharey=True, layout="constrained"
         )
         for axis, measure in zip(axes, panels, strict=True):
             for row in rows:
-                y = names.index(row["variant"]) + 0.18 * (row["seed"] - (SEEDS.get(row["variant"], 1) - 1) / 2)
+                y = names.index(row["variant"]) + 0.18 * (row["seed"] - (len(seeds[row["variant"]]) - 1) / 2)
                 value, low, high = (np.nan if x is None else x for x in row[measure].values())
                 color = plots.COLORS["blue"] if row["variant"] == names[0] else plots.INK
                 axis.plot([low, high], [y, y], color=color, linewidth=1.5, alpha=0.6)
@@ -179,7 +194,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
             axis.margins(x=0.12)
             axis.locator_params(axis="x", nbins=4)
         axes[0].set_yticks(range(len(names)), names)
-        axes[0].set_ylim(len(names) - 0.5, -0.5)  # the full method on top
+        axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first on top
         plots.save(figure, path)
         plt.close(figure)
 
@@ -191,40 +206,48 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="of each variant, after the warm-up")
     parser.add_argument("--warmup-steps", type=int, default=TrainConfig.warmup_steps)
     parser.add_argument("--pairs", type=int, default=200, help="held-out pairs to measure")
-    parser.add_argument("--probe", type=int, default=6000, help="faces that the probe of f_f learns from")
+    parser.add_argument("--probe", type=int, default=6000, help="faces that the probe of f_f learns from; 0: no probe")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint to begin with, instead of a warm-up")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--width", type=int, default=ModelConfig.width, help="of E and G; the other widths follow")
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
     args = parser.parse_args()
-    steps = args.warmup_steps + args.steps
+    names = [name for name in args.variants if not (args.start_from and "parts" in VARIANTS[name])]  # other networks
+    warmup_steps = 0 if args.start_from else args.warmup_steps
+    steps = warmup_steps + args.steps
     full = TrainConfig(
-        steps=steps, warmup_steps=args.warmup_steps, batch_size=args.batch_size, cooldown=0.3 * args.steps / steps,
+        steps=steps, warmup_steps=warmup_steps, batch_size=args.batch_size, cooldown=0.3 * args.steps / steps,
         ema=min(0.999, 1 - 10 / args.steps), sample_every=max(1, args.steps // 3), device=args.device,
         model=ModelConfig(width=args.width, width_r=2 * args.width, width_d=args.width // 2),
     )  # fmt: skip
-    done = learn(FaceData.open(args.data), args.runs, full)
-    device = "cpu" if args.device == "cpu" else _fastest()
+    done = learn(FaceData.open(args.data), args.runs, full, names, args.start_from)
+    device = "cpu" if args.device == "cpu" else fastest()
     rows = [
         {"variant": v, "seed": s, **figures(v, path, args.pairs, args.probe, device)} for (v, s), path in done.items()
     ]
-    images = 2 * (args.steps * args.batch_size + args.warmup_steps * full.warmup_batch_size)
-    about = {"data": args.data.name, "steps": args.steps, "warmup_steps": args.warmup_steps, "images_seen": images,
-             "pairs": args.pairs, "probe": args.probe, "width": args.width, "batch_size": args.batch_size}  # fmt: skip
+    images = 2 * (args.steps * args.batch_size + warmup_steps * full.warmup_batch_size)
+    start = f"the weights {args.start_from.name}" if args.start_from else f"one warm-up of {warmup_steps} steps"
+    about = {"data": args.data.name, "start": start, "steps": args.steps, "images_seen": images, "pairs": args.pairs,
+             "probe": args.probe, "width": full.model.width, "batch_size": args.batch_size}  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_results(args.out, {"about": about, "variants": {k: str(v) for k, v in VARIANTS.items()}, "rows": rows})
+    write_results(args.out, {"about": about, "variants": {name: str(VARIANTS[name]) for name in names}, "rows": rows})
     note = (
-        f"{args.steps} steps of {args.batch_size} pairs for each variant after one shared warm-up ({images:,} images "
-        f"seen), networks of width {args.width}, {args.pairs} held-out pairs in both directions. In brackets the range "
+        f"{args.steps} steps of {args.batch_size} pairs for each variant from {start} ({images:,} images seen), "
+        f"networks of width {full.model.width}, {args.pairs} held-out pairs in both directions. In brackets the range "
         "over seeds, where there are several, else the 95 % interval over people. A difference smaller than the range "
         "over the seeds of the full method is noise."
     )
-    args.out.with_suffix(".md").write_text(f"{table(rows)}\n\n{note}\n", encoding="utf-8")
-    picture(rows, args.out.with_suffix(".png"))
-    print(f"{table(rows)}\n\n{note}\n\nwritten: {args.out}")
+    leaks = LEAKS if args.probe else {}
+    text = f"{table(rows, names, (*SHOWN, *leaks))}\n\n{note}\n"
+    args.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    picture(rows, names, (*SHOWN[:3], *leaks), args.out.with_suffix(".png"))
+    print(f"{text}\nwritten: {args.out}")
 
 
-def _fastest() -> str:
+def fastest() -> str:
+    """The accelerator where there is one, else the CPU."""
     import torch
 
     return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"

@@ -131,7 +131,7 @@ def figures(variant: str, path: Path, pairs: int, probe: int, device: str) -> di
             swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
             n_moves=0, n_probe=probe, device=device,
         )  # fmt: skip
-        leaks = results["leaks"] or dict.fromkeys(LEAKS, {"value": None, "low": None, "high": None})
+        leaks = results["leaks"] or {key: {"value": None, "low": None, "high": None} for key in LEAKS}
         return {"step": about["step"], **results["rows"]["ours"], **{name: leaks[name] for name in LEAKS}}
 
     made = {"checkpoint": about["sha256"], "pairs": pairs, "probe": probe}

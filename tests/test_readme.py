@@ -12,11 +12,7 @@ from expr_lib import cli
 from expr_lib.evaluate import MARKERS, markdown_table
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *(ROOT / x / "README.md" for x in ("expr_lib", "benchmarks")),
-]
+DOCUMENTS = [ROOT / x for x in ("README.md", "CONTRIBUTING.md", "expr_lib/README.md", "benchmarks/README.md")]
 RESULTS = ROOT / "benchmarks" / "results" / "swap-64.json"
 
 

@@ -51,7 +51,7 @@ from expr_lib.probes import render
 from expr_lib.swap import SHIPPED
 from expr_lib.train import TrainConfig, accelerator, average, batch_of, stop_signals, train
 
-TRIVIAL = ("copy-input", "copy-other", "true render")
+TRIVIAL = ("copy-input", "copy-other", "render of what is read", "true render")
 PANELS = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "ssim", "kid")
 NONE = {"value": None, "low": None, "high": None}
 

@@ -72,8 +72,8 @@ test: lint $(GRADER)/.ready chromium
 
 results: $(READY)
 	$(BIN)/expr-lib evaluate --pairs 1000 -o benchmarks/results/swap-64.json --figures benchmarks/results/swap-64 --readme README.md
-	$(BIN)/expr-lib demo
-	@mkdir -p notebooks/figures && cp build/demo/swap.png notebooks/figures/swap.png
+	@mkdir -p build && $(BIN)/papermill --cwd notebooks notebooks/00_start_here.ipynb build/00_start_here.ipynb
+	@cp build/notebooks/00_start_here/swap.png notebooks/figures/swap.png
 
 assignments: $(GRADER)/.ready
 	@$(GRADER)/bin/python assignments/grade.py release

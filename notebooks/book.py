@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -41,12 +42,16 @@ def execute(source: Path, out: Path) -> nbformat.NotebookNode:
     return nbformat.read(kept, as_version=4)
 
 
-def pictures(state: dict, model: str) -> list[str]:
-    """What a widget shows, as base64 PNG or GIF: the images among the widget and its children, in order."""
-    widget = state.get(model, {})
-    found = [b["data"] for b in widget.get("buffers", []) if widget.get("model_name") == "ImageModel"]
+def pictures(state: dict, model: str) -> list[tuple[str, str]]:
+    """What a widget shows: the images among the widget and its children, as (caption, base64 PNG or GIF), in order."""
+    widget, caption, found = state.get(model, {}), "", list[tuple[str, str]]()
+    if widget.get("model_name") == "ImageModel":
+        return [("", buffer["data"]) for buffer in widget.get("buffers", [])]
     for child in widget.get("state", {}).get("children", []):
-        found += pictures(state, child.removeprefix("IPY_MODEL_"))
+        name = child.removeprefix("IPY_MODEL_")
+        if state.get(name, {}).get("model_name") == "LabelModel":  # the caption of what follows it
+            caption = state[name]["state"].get("value", "")
+        found += [(own or caption, data) for own, data in pictures(state, name)]
     return found
 
 
@@ -56,13 +61,15 @@ def freeze_widgets(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):
-                shown = pictures(state, output.data.pop(WIDGET)["model_id"])
-                kinds = ["gif" if base64.b64decode(x[:8]).startswith(b"GIF") else "png" for x in shown]
-                images = (
-                    f'<img src="data:image/{k};base64,{x}" style="height: 160px; margin: 4px">'
-                    for k, x in zip(kinds, shown, strict=True)
+                images = ""
+                for caption, data in pictures(state, output.data.pop(WIDGET)["model_id"]):
+                    kind = "gif" if base64.b64decode(data[:8]).startswith(b"GIF") else "png"
+                    image = f'<img src="data:image/{kind};base64,{data}" style="height: 150px; margin: 0">'
+                    images += f'<figure style="margin: 0">{escape(caption)}{image}</figure>'
+                output.data["text/html"] = (
+                    "<p><i>Interactive: in JupyterLab it has controls.</i></p>"
+                    f'<div style="display: flex; flex-wrap: wrap; gap: 12px">{images}</div>'
                 )
-                output.data["text/html"] = f"<p><i>Interactive: in JupyterLab it has controls.</i></p>{''.join(images)}"
 
 
 def with_links(html: str, base: Path, here: Path, out: Path, made: set[Path]) -> str:

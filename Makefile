@@ -1,6 +1,6 @@
 # make demo    two faces exchange expressions, the true answer beside them      (first time 2-5 minutes, then seconds)
 # make test    everything that must hold: lint, types, tests, notebooks
-# make lab     JupyterLab in notebooks/
+# make lab     JupyterLab, with notebook 00 open
 # make app     the expression mixer as a page of its own, in the browser
 # make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
 # make lint    ruff and mypy alone
@@ -47,7 +47,7 @@ demo: $(READY)
 	@$(BIN)/expr-lib demo
 
 lab: $(READY)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
 app: $(READY)
 	@$(BIN)/voila notebooks/app/mixer.ipynb

@@ -64,7 +64,7 @@ def freeze_widgets(notebook: nbformat.NotebookNode) -> None:
                 images = ""
                 for caption, data in pictures(state, output.data.pop(WIDGET)["model_id"]):
                     kind = "gif" if base64.b64decode(data[:8]).startswith(b"GIF") else "png"
-                    image = f'<img src="data:image/{kind};base64,{data}" style="display: block; height: 150px; margin: 0">'
+                    image = f'<img src="data:image/{kind};base64,{data}" style="display: block; height: 150px">'
                     images += f'<figure style="margin: 0">{escape(caption)}{image}</figure>'
                 output.data["text/html"] = (
                     "<p><i>Interactive: in JupyterLab it has controls.</i></p>"

@@ -24,10 +24,10 @@ ROOT = Path(__file__).parents[1]
 LINK = re.compile(r'(href|src)="(?!\w+:)([^"#]+)(#[^"]*)?"')
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{}</title><style>body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 1000px;
+<title>{}</title><style>body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 1100px;
 margin: 2em auto; padding: 0 1em; color: #222 }} img {{ max-width: 100% }} table {{ border-collapse: collapse;
-display: block; overflow-x: auto }} td, th {{ padding: 6px 12px; border-bottom: 1px solid #ccc; text-align: left }}
-pre, code {{ background: #f4f4f4 }} pre {{ padding: 1em; overflow-x: auto }}</style><body>{}</body></html>"""
+display: block; overflow-x: auto; font-size: 14px }} td, th {{ padding: 5px 8px; border-bottom: 1px solid #ccc;
+text-align: left }} pre, code {{ background: #f4f4f4 }} pre {{ padding: 1em; overflow-x: auto }}</style><body>{}</body></html>"""
 NAVIGATION = '<nav style="font: 15px system-ui, sans-serif; max-width: 1000px; margin: 1em auto">{}</nav>'
 
 
@@ -118,7 +118,11 @@ def text_page(source: Path, here: Path, out: Path, made: set[Path]) -> str:
     """HTML of a Markdown file; that of the README is the first page of the book."""
     html = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(source.read_text(encoding="utf-8")))
     title = re.search(r"^# (.*)", source.read_text(encoding="utf-8"), re.MULTILINE)
-    return PAGE.format(title[1] if title else source.stem, with_links(html, source.parent, here, out, made))
+    html = with_links(html, source.parent, here, out, made)
+    if here != out / "index.html":
+        contents = Path(os.path.relpath(out / "index.html", here.parent)).as_posix()
+        html = NAVIGATION.format(f'<a href="{contents}">Contents</a>') + html
+    return PAGE.format(title[1] if title else source.stem, html)
 
 
 def main(out: Path) -> None:

@@ -27,7 +27,8 @@ PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewp
 <title>{}</title><style>body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 1100px;
 margin: 2em auto; padding: 0 1em; color: #222 }} img {{ max-width: 100% }} table {{ border-collapse: collapse;
 display: block; overflow-x: auto; font-size: 14px }} td, th {{ padding: 5px 8px; border-bottom: 1px solid #ccc;
-text-align: left }} pre, code {{ background: #f4f4f4 }} pre {{ padding: 1em; overflow-x: auto }}</style><body>{}</body></html>"""
+text-align: left }} pre, code {{ background: #f4f4f4 }} pre {{ padding: 1em; overflow-x: auto
+}}</style><body>{}</body></html>"""
 NAVIGATION = '<nav style="font: 15px system-ui, sans-serif; max-width: 1000px; margin: 1em auto">{}</nav>'
 
 

@@ -1,6 +1,6 @@
 # make demo    two faces exchange expressions, the true answer beside them      (first time 2-5 minutes, then seconds)
 # make test    everything that must hold: lint, types, tests, notebooks
-# make lab     JupyterLab in notebooks/
+# make lab     JupyterLab, with notebook 00 open
 # make app     the expression mixer as a page of its own, in the browser
 # make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
 # make lint    ruff and mypy alone
@@ -48,7 +48,7 @@ demo: $(READY)
 	@$(BIN)/expr-lib demo
 
 lab: $(READY)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
 app: $(READY)
 	@$(BIN)/voila notebooks/app/mixer.ipynb
@@ -73,8 +73,8 @@ test: lint $(GRADER)/.ready chromium
 
 results: $(READY)
 	$(BIN)/expr-lib evaluate --pairs 1000 -o benchmarks/results/swap-64.json --figures benchmarks/results/swap-64 --readme README.md
-	$(BIN)/expr-lib demo
-	@mkdir -p notebooks/figures && cp build/demo/swap.png notebooks/figures/swap.png
+	@mkdir -p build && $(BIN)/papermill --cwd notebooks notebooks/00_start_here.ipynb build/00_start_here.ipynb
+	@cp build/notebooks/00_start_here/swap.png notebooks/figures/swap.png
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/speed.py --short

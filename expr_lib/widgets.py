@@ -220,7 +220,7 @@ class FaceExplorer(widgets.VBox):
 
     still = False
 
-    def __init__(self, plan: FacePlan, renderer: Renderer, *, edge: int = 384) -> None:
+    def __init__(self, plan: FacePlan, renderer: Renderer, *, edge: int = 340) -> None:
         self.plan, self.renderer = plan, renderer
         layout, style = widgets.Layout(width=f"{edge}px"), {"description_width": "120px"}
         self.person = widgets.IntSlider(1, 1, len(plan.subjects), description="person", style=style, layout=layout)
@@ -287,7 +287,7 @@ class SwapExplorer(widgets.VBox):
     ``faces``: whom to choose from.
     """
 
-    def __init__(self, faces: Faces, *, edge: int = 180) -> None:
+    def __init__(self, faces: Faces, *, edge: int = 140) -> None:
         self.faces = faces
         self.a, self.b, pickers = two_of(faces)
         captions = (
@@ -296,6 +296,7 @@ class SwapExplorer(widgets.VBox):
         self.images, boxes = zip(*(picture(caption, edge) for caption in captions), strict=True)
         self.bars = widgets.HTML()
         chart = titled("Action units of a with b’s expression", self.bars, widgets.HTML(LEGEND))
+        chart.layout.width = "370px"  # beside the pictures, also in JupyterLab with its file browser open
         pictures = widgets.VBox([widgets.HBox(boxes[:3]), widgets.HBox(boxes[3:])])
         super().__init__(page(pickers, row(pictures, chart)))
         self.add_class("expr")

@@ -4,12 +4,15 @@
 
 A notebook that was executed before and has not changed since is not executed again. The pages need no server: open
 `index.html`, or publish the folder. Widgets need a kernel; on the pages each stands as the picture that it showed.
-Formulae are drawn by MathJax, which the reader's browser loads.
+Formulae are drawn by MathJax, which the reader's browser loads. Files of the project to which a page links come along.
 """
 
 import base64
+import os
 import re
+import shutil
 import sys
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -18,12 +21,14 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
 ROOT = Path(__file__).parents[1]
+LINK = re.compile(r'(href|src)="(?!\w+:)([^"#]+)(#[^"]*)?"')
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Facial expression transfer</title><style>body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 1000px;
+<title>{}</title><style>body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 1100px;
 margin: 2em auto; padding: 0 1em; color: #222 }} img {{ max-width: 100% }} table {{ border-collapse: collapse;
-display: block; overflow-x: auto }} td, th {{ padding: 6px 12px; border-bottom: 1px solid #ccc; text-align: left }}
-pre, code {{ background: #f4f4f4 }} pre {{ padding: 1em; overflow-x: auto }}</style><body>{}</body></html>"""
+display: block; overflow-x: auto; font-size: 14px }} td, th {{ padding: 5px 8px; border-bottom: 1px solid #ccc;
+text-align: left }} pre, code {{ background: #f4f4f4 }} pre {{ padding: 1em; overflow-x: auto
+}}</style><body>{}</body></html>"""
 NAVIGATION = '<nav style="font: 15px system-ui, sans-serif; max-width: 1000px; margin: 1em auto">{}</nav>'
 
 
@@ -38,12 +43,16 @@ def execute(source: Path, out: Path) -> nbformat.NotebookNode:
     return nbformat.read(kept, as_version=4)
 
 
-def pictures(state: dict, model: str) -> list[str]:
-    """What a widget shows, as base64 PNG or GIF: the images among the widget and its children, in order."""
-    widget = state.get(model, {})
-    found = [b["data"] for b in widget.get("buffers", []) if widget.get("model_name") == "ImageModel"]
+def pictures(state: dict, model: str) -> list[tuple[str, str]]:
+    """What a widget shows: the images among the widget and its children, as (caption, base64 PNG or GIF), in order."""
+    widget, caption, found = state.get(model, {}), "", list[tuple[str, str]]()
+    if widget.get("model_name") == "ImageModel":
+        return [("", buffer["data"]) for buffer in widget.get("buffers", [])]
     for child in widget.get("state", {}).get("children", []):
-        found += pictures(state, child.removeprefix("IPY_MODEL_"))
+        name = child.removeprefix("IPY_MODEL_")
+        if state.get(name, {}).get("model_name") == "LabelModel":  # the caption of what follows it
+            caption = state[name]["state"].get("value", "")
+        found += [(own or caption, data) for own, data in pictures(state, name)]
     return found
 
 
@@ -53,51 +62,80 @@ def freeze_widgets(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if WIDGET in output.get("data", {}):
-                shown = pictures(state, output.data.pop(WIDGET)["model_id"])
-                kinds = ["gif" if base64.b64decode(x[:8]).startswith(b"GIF") else "png" for x in shown]
-                images = (
-                    f'<img src="data:image/{k};base64,{x}" style="height: 160px; margin: 4px">'
-                    for k, x in zip(kinds, shown, strict=True)
+                images = ""
+                for caption, data in pictures(state, output.data.pop(WIDGET)["model_id"]):
+                    kind = "gif" if base64.b64decode(data[:8]).startswith(b"GIF") else "png"
+                    image = f'<img src="data:image/{kind};base64,{data}" style="display: block; height: 150px">'
+                    images += f'<figure style="margin: 0">{escape(caption)}{image}</figure>'
+                output.data["text/html"] = (
+                    "<p><i>Interactive: in JupyterLab it has controls.</i></p>"
+                    f'<div style="display: flex; flex-wrap: wrap; gap: 12px">{images}</div>'
                 )
-                output.data["text/html"] = f"<p><i>Interactive: in JupyterLab it has controls.</i></p>{''.join(images)}"
 
 
-def page(notebook: nbformat.NotebookNode, name: str, names: list[str]) -> str:
+def with_links(html: str, base: Path, here: Path, out: Path, made: set[Path]) -> str:
+    """Links to files of the project, relative to ``base``, lead to where they are in the book; ``here`` is the page.
+
+    Markdown becomes a page, everything else is copied. Notebooks that are not of the course hold solutions: no link.
+    """
+
+    def lead(match: re.Match) -> str:
+        source = (base / match[2]).resolve()
+        if not source.is_file() or not source.is_relative_to(ROOT):
+            return match[0]
+        if source.suffix == ".ipynb" and source.parent != ROOT / "notebooks":
+            return ""
+        inside = source.relative_to(ROOT)
+        place = {".ipynb": Path(f"{source.stem}.html"), ".md": "files" / inside.with_suffix(".html")}.get(
+            source.suffix, "files" / inside
+        )
+        place = out / ("index.html" if inside == Path("README.md") else place)
+        if source.suffix != ".ipynb" and place not in made:
+            made.add(place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if source.suffix == ".md":
+                place.write_text(text_page(source, place, out, made), encoding="utf-8")
+            else:
+                shutil.copyfile(source, place)
+        return f'{match[1]}="{Path(os.path.relpath(place, here.parent)).as_posix()}{match[3] or ""}"'
+
+    return LINK.sub(lead, html)
+
+
+def page(notebook: nbformat.NotebookNode, name: str, names: list[str], out: Path, made: set[Path]) -> str:
     """HTML of one notebook, with links to the first page, the one before and the next."""
     freeze_widgets(notebook)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    html, _ = HTMLExporter(embed_images=True).from_notebook_node(
-        notebook, {"metadata": {"name": name, "path": str(ROOT / "notebooks")}}
-    )
+    html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": name}})
     at = names.index(name)
     links = [("index", "Contents"), *((n, n.replace("_", " ")) for n in names[max(0, at - 1) : at + 2] if n != name)]
     navigation = NAVIGATION.format(" · ".join(f'<a href="{n}.html">{text}</a>' for n, text in links))
-    html = re.sub(r'(href="(?!https?:)[^"#]*)\.ipynb', r"\1.html", html)
+    html = with_links(html, ROOT / "notebooks", out / f"{name}.html", out, made)
     html = re.sub(r"(<body[^>]*>)", lambda match: match[1] + navigation, html, count=1)
     return html.replace("</body>", navigation + "</body>")
 
 
-def first_page() -> str:
-    """The README as HTML; notebooks link to their pages, its picture stands in the page."""
-    html = markdown2html((ROOT / "README.md").read_text(encoding="utf-8"))
-    html = re.sub(r'<a class="anchor-link".*?</a>', "", html)
-    html = re.sub(r'href="notebooks/([^"]*)\.ipynb"', r'href="\1.html"', html)
-
-    def embed(match: re.Match) -> str:
-        return f'src="data:image/png;base64,{base64.b64encode((ROOT / match[1]).read_bytes()).decode()}"'
-
-    return PAGE.format(re.sub(r'src="([^":]+\.png)"', embed, html))
+def text_page(source: Path, here: Path, out: Path, made: set[Path]) -> str:
+    """HTML of a Markdown file; that of the README is the first page of the book."""
+    html = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(source.read_text(encoding="utf-8")))
+    title = re.search(r"^# (.*)", source.read_text(encoding="utf-8"), re.MULTILINE)
+    html = with_links(html, source.parent, here, out, made)
+    if here != out / "index.html":
+        contents = Path(os.path.relpath(out / "index.html", here.parent)).as_posix()
+        html = NAVIGATION.format(f'<a href="{contents}">Contents</a>') + html
+    return PAGE.format(title[1] if title else source.stem, html)
 
 
 def main(out: Path) -> None:
     sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    names = [source.stem for source in sources]
+    names, index = [source.stem for source in sources], out / "index.html"
+    made = {index}
     for source in sources:
         print(source.name, flush=True)
-        html = page(execute(source, out), source.stem, names)
+        html = page(execute(source, out), source.stem, names, out, made)
         (out / f"{source.stem}.html").write_text(html, encoding="utf-8")
-    (out / "index.html").write_text(first_page(), encoding="utf-8")
-    print(out / "index.html")
+    index.write_text(text_page(ROOT / "README.md", index, out, made), encoding="utf-8")
+    print(index)
 
 
 if __name__ == "__main__":

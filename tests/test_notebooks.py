@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from expr_lib import losses
+from expr_lib.images import read_image
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -164,6 +165,15 @@ def test_every_figure_is_shown(path, run):
     for cell in executed.cells:
         if cell.cell_type == "code" and any(word in cell.source for word in draws):
             assert any("image/png" in output.get("data", {}) for output in cell.outputs), f"cell {cell.id}: no picture"
+        for output in cell.get("outputs", []):  # a figure as the value of a cell is drawn a second time: end it with ;
+            assert output.output_type != "execute_result" or "image/png" not in output.data, f"cell {cell.id}: twice"
+
+
+def test_the_picture_on_top_of_the_readme_is_that_of_notebook_00(run):
+    executed, _, _ = run(ROOT / "notebooks" / "00_start_here.ipynb")
+    made = read_image(Path(executed.metadata.papermill.output_path).parent / "swap.png").astype(int)
+    shown = read_image(ROOT / "notebooks" / "figures" / "swap.png").astype(int)
+    assert made.shape == shown.shape and abs(made - shown).mean() < 1, "make results writes it anew"
 
 
 def at(metrics: dict, path: str) -> float:

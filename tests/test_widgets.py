@@ -62,7 +62,8 @@ def test_the_truth_of_a_mixture_starts_at_a_and_ends_at_the_true_swap(faces, ren
     ends = torch.tensor([0.0, 1.0])[:, None].expand(2, 17)
     start, end = faces.truth(0, 2, ends)
     assert (start == faces.pixels[0]).all()
-    assert (end == PLAN_OF_3.render(renderer, [0], au_rows=[2])[0][0]).all()
+    true = PLAN_OF_3.render(renderer, [0], au_rows=[2])[0][0]
+    assert (end.int() - true.int()).abs().max() <= 1  # alone or in a batch of two, sums are rounded in another order
 
 
 def test_the_mixture_starts_at_the_reconstruction_and_ends_at_the_swap(faces):
@@ -306,9 +307,11 @@ def test_notebook_08_in_jupyterlab(browser, tmp_path):
         panel.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
         started = panel.locator(".jp-CodeCell .jp-InputPrompt").first.filter(has_text=re.compile(r"\[[*\d]"))
         for _ in range(10):  # "idle" may show before there is a kernel, and then nothing is run, without a word
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.get_by_text("Run All Cells", exact=True).click()
             with suppress(TimeoutError):
+                if (asked := page.locator(".jp-Dialog .jp-mod-accept")).count():  # a busy machine: which kernel?
+                    asked.click(timeout=5_000)
+                page.get_by_role("menuitem", name="Run", exact=True).click(timeout=5_000)
+                page.get_by_text("Run All Cells", exact=True).click(timeout=5_000)
                 started.wait_for(timeout=5_000)
                 break
         mixer, chart = panel.locator(".expr").first, panel.locator(".expr").last

@@ -1,0 +1,49 @@
+"""The book that `make book` builds: answers stay folded, and every link leads somewhere inside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SPEC = importlib.util.spec_from_file_location("book", ROOT / "notebooks" / "book.py")
+assert SPEC and SPEC.loader
+book = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(book)
+NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The pages of the book, from notebooks that were not executed -> its folder."""
+    out, made = tmp_path_factory.mktemp("book"), set()
+    for name in NAMES:
+        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        (out / f"{name}.html").write_text(book.page(notebook, name, NAMES, out, made), encoding="utf-8")
+    index = out / "index.html"
+    index.write_text(book.text_page(ROOT / "README.md", index, out, made | {index}), encoding="utf-8")
+    return out
+
+
+def test_answers_are_folded(pages):
+    for name in NAMES:
+        html = (pages / f"{name}.html").read_text(encoding="utf-8")
+        answers = re.findall(r"<details><summary>Answer</summary>(.*?)</details>", html, re.DOTALL)
+        assert 3 <= len(answers) <= 5 and all(len(answer) > 100 for answer in answers), name
+
+
+def test_links_lead_to_pages_of_the_book(pages):
+    seen = list(pages.rglob("*.html"))
+    assert pages / "files" / "assignments" / "STUDENTS.html" in seen
+    for path in seen:
+        for target in re.findall(r'(?:href|src)="(?!\w+:)([^"#]+)', path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.relative_to(pages)}: {target}"
+
+
+def test_no_solution_of_an_assignment_is_in_it(pages):
+    inside = {path.name for path in pages.rglob("*") if path.is_file()}
+    assert not inside & {path.name for path in (ROOT / "assignments" / "source").rglob("*.ipynb")}

@@ -340,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer settings, batches of 2 pairs, rounds ended by time")
     parser.add_argument("--pairs", type=int, help="pairs in a batch; default 4, short 2")
-    parser.add_argument("--out", type=Path, help="JSON; the full form writes a table beside it")
+    parser.add_argument("--out", type=Path, help="JSON; a table is written beside it")
     args = parser.parse_args()
     root, pairs, began = Path(__file__).parents[1], args.pairs or (2 if args.short else 4), time.perf_counter()
     out = args.out or (root / "build/bench.json" if args.short else root / "benchmarks/results/speed.json")
@@ -359,8 +359,7 @@ def main() -> None:
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     write_results(out, results)
-    if not args.short:
-        out.with_suffix(".md").write_text(report(results), encoding="utf-8")
+    out.with_suffix(".md").write_text(report(results), encoding="utf-8")
     print(f"{report(results)}\n{results['seconds']} s, written: {out}")
 
 

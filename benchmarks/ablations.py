@@ -34,7 +34,7 @@ from expr_lib.evaluate import MEASURES, evaluate, write_results
 from expr_lib.faces.render import load_renderer
 from expr_lib.judges import load_judges
 from expr_lib.model import ModelConfig
-from expr_lib.train import TrainConfig, train
+from expr_lib.train import TrainConfig, accelerator, train
 
 
 class MapRelated(model.AURelated):
@@ -89,6 +89,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SEEDS = {"full method": 3, "no adversary on f_f": 3}  # the others: one
 SHOWN = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "psnr")
 LEAKS = {"leak_au": ("0.5", 2), "leak_id": ("1x", 1)}
+NONE = {"value": None, "low": None, "high": None}
+
+
+def recipe(steps: int, warmup_steps: int, **settings: Any) -> TrainConfig:
+    """The defaults for a short training of `steps` steps after the warm-up: it cools down and averages in time."""
+    return TrainConfig(
+        steps=warmup_steps + steps, warmup_steps=warmup_steps, cooldown=0.3 * steps / (warmup_steps + steps),
+        ema=min(0.999, 1 - 10 / max(steps, 11)), sample_every=max(1, steps // 3), **settings,
+    )  # fmt: skip
 
 
 def config_of(variant: str, seed: int, full: TrainConfig) -> TrainConfig:
@@ -131,11 +140,15 @@ def figures(variant: str, path: Path, pairs: int, probe: int, device: str) -> di
             swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
             n_moves=0, n_probe=probe, device=device,
         )  # fmt: skip
-        leaks = results["leaks"] or {key: {"value": None, "low": None, "high": None} for key in LEAKS}
-        return {"step": about["step"], **results["rows"]["ours"], **{name: leaks[name] for name in LEAKS}}
+        return {"step": about["step"], **results["rows"]["ours"], **leaks_of(results)}
 
     made = {"checkpoint": about["sha256"], "pairs": pairs, "probe": probe}
     return keep(path.with_name("ablation.json"), made, measure)
+
+
+def leaks_of(results: dict[str, Any]) -> dict[str, Any]:
+    """`LEAKS` as `evaluate` found them; undefined where there was no probe."""
+    return {name: (results["leaks"] or {}).get(name, NONE) for name in LEAKS}
 
 
 def keep(path: Path, made: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -216,14 +229,10 @@ def main() -> None:
     args = parser.parse_args()
     names = [name for name in args.variants if not (args.start_from and "parts" in VARIANTS[name])]  # other networks
     warmup_steps = 0 if args.start_from else args.warmup_steps
-    steps = warmup_steps + args.steps
-    full = TrainConfig(
-        steps=steps, warmup_steps=warmup_steps, batch_size=args.batch_size, cooldown=0.3 * args.steps / steps,
-        ema=min(0.999, 1 - 10 / args.steps), sample_every=max(1, args.steps // 3), device=args.device,
-        model=ModelConfig(width=args.width, width_r=2 * args.width, width_d=args.width // 2),
-    )  # fmt: skip
+    widths = ModelConfig(width=args.width, width_r=2 * args.width, width_d=args.width // 2)
+    full = recipe(args.steps, warmup_steps, batch_size=args.batch_size, device=args.device, model=widths)
     done = learn(FaceData.open(args.data), args.runs, full, names, args.start_from)
-    device = "cpu" if args.device == "cpu" else fastest()
+    device = accelerator(full).device.type
     rows = [
         {"variant": v, "seed": s, **figures(v, path, args.pairs, args.probe, device)} for (v, s), path in done.items()
     ]
@@ -244,13 +253,6 @@ def main() -> None:
     args.out.with_suffix(".md").write_text(text, encoding="utf-8")
     picture(rows, names, (*SHOWN[:3], *leaks), args.out.with_suffix(".png"))
     print(f"{text}\nwritten: {args.out}")
-
-
-def fastest() -> str:
-    """The accelerator where there is one, else the CPU."""
-    import torch
-
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ablations import LEAKS, fastest, interval, keep, picture, table
+from ablations import LEAKS, NONE, interval, keep, leaks_of, picture, recipe, table
 from baselines import (
     METHODS,
     Baseline,
@@ -42,10 +42,9 @@ from tqdm import tqdm
 
 from expr_lib import checkpoint, plots
 from expr_lib.cli import held_out_faces
-from expr_lib.datasets import FaceData, batches, held_out_pairs, to_uint8
-from expr_lib.evaluate import MEASURES, evaluate, write_results
+from expr_lib.datasets import FaceData, batches, to_uint8
+from expr_lib.evaluate import MEASURES, evaluate, pairs_of, write_results
 from expr_lib.faces.render import load_renderer
-from expr_lib.facs import AU_NAMES
 from expr_lib.judges import load_judges
 from expr_lib.probes import render
 from expr_lib.swap import SHIPPED
@@ -53,7 +52,6 @@ from expr_lib.train import TrainConfig, accelerator, average, batch_of, stop_sig
 
 TRIVIAL = ("copy-input", "copy-other", "render of what is read", "true render")
 PANELS = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "ssim", "kid")
-NONE = {"value": None, "low": None, "high": None}
 
 
 class Run(NamedTuple):
@@ -180,9 +178,8 @@ def measured(path: Path, guide: Path | str, folder: Path, args: argparse.Namespa
             swapper, held_out_faces(args.size), renderer, load_judges(device), n_pairs=args.pairs, n_resamples=200,
             n_strata=0, n_moves=0, n_probe=0 if isinstance(swapper, Editor) else args.probe, device=device,
         )  # fmt: skip
-        leaks = {name: (results["leaks"] or {}).get(name, NONE) for name in LEAKS}
         runs_with = swapper.G if "baseline" in about else swapper
-        return {"parameters": n_parameters(runs_with), "rows": results["rows"], **leaks}
+        return {"parameters": n_parameters(runs_with), "rows": results["rows"], **leaks_of(results)}
 
     kind = "true" if guide == "true AUs" else "predicted" if guide and guide == SHIPPED else "own" if guide else "plain"
     return keep(folder / f"measured-{kind}.json", made, measure)
@@ -200,10 +197,7 @@ def row(variant: str, run: Run, found: dict[str, Any], which: str = "ours") -> d
 def gallery(shown: dict[str, Path], size: int, path: Path, device: str, n: int = 12) -> None:
     """The first n pairs of the measurement: a, b, what each method answers, the truth."""
     plan, renderer = held_out_faces(size), load_renderer(device)
-    labels = FaceData(
-        np.empty((len(plan), 0, 0, 3), np.uint8), plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {}
-    )
-    a, b = held_out_pairs(labels, n, 0).T
+    a, b = pairs_of(plan, n).T
     image_a, image_b = (render(plan, renderer, rows, device) for rows in (a, b))  # (n, 3, S, S)
     rows = {"a": image_a, "b": image_b}
     read = branch(checkpoint.load_swapper(SHIPPED, device))
@@ -259,26 +253,23 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "compare.json")
     args = parser.parse_args()
-    data, device = FaceData.open(args.data), "cpu" if args.device == "cpu" else fastest()
+    data = FaceData.open(args.data)
     args.size = data.size
     main_steps = (args.images // 2 - args.warmup_steps * TrainConfig.warmup_batch_size) // args.batch_size
     if main_steps < 1:
         parser.error(f"--images {args.images}: the {args.warmup_steps} steps of the warm-up alone take as many")
-    steps = args.warmup_steps + main_steps
-    recipe = TrainConfig(
-        steps=steps, warmup_steps=args.warmup_steps, batch_size=args.batch_size, cooldown=0.3 * main_steps / steps,
-        ema=min(0.999, 1 - 10 / max(main_steps, 11)), sample_every=max(1, main_steps // 3), device=args.device,
-    )  # fmt: skip
+    ours_config = recipe(main_steps, args.warmup_steps, batch_size=args.batch_size, device=args.device)
+    device = accelerator(ours_config).device.type
     published = BaselineConfig(size=data.size, n_aus=len(data.au_names), critic_steps=args.critic_steps)
 
     def trained(run: Run) -> Path:
-        folder, config = args.runs / run.name, replace(recipe, seed=run.seed)
+        folder, config = args.runs / run.name, replace(ours_config, seed=run.seed)
         learns = noisy(data, run.noise / 100) if run.noise else data
         print(f"{run.name}: {folder}", flush=True)
         if run.method == "ours":
             return train(config, learns, folder)
         c = published if args.width == "published" else like_ours(run.method, published)
-        seconds = seconds_of(args.runs / "ours-0", recipe) if run.timed else 0.0
+        seconds = seconds_of(args.runs / "ours-0", ours_config) if run.timed else 0.0
         return learn(run.method, c, learns, config, folder, steps=args.images // (2 * args.batch_size), seconds=seconds)
 
     def rows_of(run: Run, path: Path) -> list[dict[str, Any]]:
@@ -320,7 +311,7 @@ def main() -> None:
             "run": run.name, "parameters": one["parameters"],
             "images": args.images if is_ours else 2 * args.batch_size * about["step"],
             "generator_steps": main_steps if is_ours else about["step"] // args.critic_steps,
-            "minutes": round((seconds_of(path.parent, recipe) if is_ours else about["seconds"]) / 60, 1),
+            "minutes": round((seconds_of(path.parent, ours_config) if is_ours else about["seconds"]) / 60, 1),
         })  # fmt: skip
     about = {name: value for name, value in vars(args).items() if name not in ("runs", "out", "data")}
     about |= {"data": args.data.name, "device": device, "subjects": len(np.unique(data.subject))}

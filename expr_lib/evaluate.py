@@ -105,8 +105,7 @@ def evaluate(
     if isinstance(swapper, nn.Module) and swapper.training:
         raise ValueError("swapper: found in training mode, expected eval mode: call swapper.eval() first")
     subject, au = plan.subject.numpy(), plan.au.double()
-    labels = FaceData(np.empty((len(plan), 0, 0, 3), np.uint8), subject, plan.split, plan.au.numpy(), AU_NAMES, {})
-    pairs = held_out_pairs(labels, n_pairs, seed, split=split)  # (n, 2)
+    pairs = pairs_of(plan, n_pairs, seed, split=split)  # (n, 2)
     found: list[dict[str, dict[str, Tensor]]] = []
     with tqdm(total=2 * n_pairs, desc="evaluate", unit="swap", disable=not progress) as bar:
         for start in range(0, n_pairs, batch_size):
@@ -177,6 +176,13 @@ def evaluate(
     }  # fmt: skip
 
 
+def pairs_of(plan: FacePlan, n_pairs: int, seed: int = 0, *, split: str = "test") -> np.ndarray:
+    """The fixed pairs (n, 2) of rows of a plan that are measured: :func:`datasets.held_out_pairs`, without pixels."""
+    empty = np.empty((len(plan), 0, 0, 3), np.uint8)
+    labels = FaceData(empty, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {})
+    return held_out_pairs(labels, n_pairs, seed, split=split)
+
+
 def pose_gap(a: Views, b: Views) -> Tensor:
     """Angle of the turn that carries one head's pose into the other's, in degrees, (B,): yaw, pitch and roll in one."""
     turn = rotation(a.yaw, a.pitch, a.roll).mT @ rotation(b.yaw, b.pitch, b.roll)  # (B, 3, 3)
@@ -206,7 +212,7 @@ def _answers(
     swap = swapper.generate(f_f, f_r.roll(len(rows) // 2, 0))
     itself, true_itself = swapper.generate(f_f, f_r), swapper.generate(*swapper.encode(truth))
     as_read = plan.au.clone()
-    as_read[other] = judges.au(image.roll(len(rows) // 2, 0)).to(as_read)  # the AUs of b, read from I^b
+    as_read[rows] = judges.au(image).to(as_read)
     read_pixels, _ = replace(plan, au=as_read).render(renderer, rows, au_rows=other)
     read = to_float(read_pixels.to(device)).permute(0, 3, 1, 2)  # (2B, 3, S, S)
     asked = judges.identity(image)  # (2B, 128)

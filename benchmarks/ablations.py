@@ -119,13 +119,19 @@ def learn(
             warm = None if start_from else train(only, data, runs / "-".join(["warm-up", *parts]))
             for seed in range(SEEDS.get(variant, 1)):
                 run = runs / f"{variant.replace(' ', '-')}-{seed}"
-                if warm and not (run / warm.name).exists():
-                    run.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(warm, run / "partial")
-                    os.replace(run / "partial", run / warm.name)
+                if warm:
+                    begin_with(warm, run)
                 print(f"{variant}, seed {seed}: {run}", flush=True)
                 done[variant, seed] = train(config_of(variant, seed, full), data, run, start_from)
     return done
+
+
+def begin_with(warm: Path, run: Path) -> None:
+    """A run that has not begun goes on from the checkpoint `warm`."""
+    if not (run / warm.name).exists():
+        run.mkdir(parents=True, exist_ok=True)
+        shutil.copy(warm, run / "partial")
+        os.replace(run / "partial", run / warm.name)
 
 
 def figures(variant: str, path: Path, pairs: int, probe: int, device: str) -> dict[str, Any]:

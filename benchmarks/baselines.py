@@ -16,6 +16,10 @@ leave a map of 2 x 2, at most six, as published for 128 pixels. Faces are mirror
 expression of the batch's other face. Averaged weights (EMA) are measured, as ours are. The gradient that is penalized
 is that of the mean over patches, the score in the losses. Width 64 is the published one, with that of `like_ours` a
 baseline has as many parameters as ours.
+
+The label head of a critic learns to read expressions slowly, and an editor can't learn from it sooner. In a short
+training an editor may therefore have a `guide` besides: our AU branch, warmed up alone, frozen, reads each edit as it
+reads our own swaps.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from expr_lib.datasets import to_uint8
 from expr_lib.facs import MAX_INTENSITY
 from expr_lib.losses import weighted_mean
 from expr_lib.model import ModelConfig, Swapper, au_classes
-from expr_lib.train import Batch, frozen, partner
+from expr_lib.train import Batch, augment, frozen, partner
 
 METHODS = ("GANimation", "StarGAN", "relative AUs", "DRIT")
 Estimator = Callable[[Tensor], Tensor]
@@ -247,6 +251,8 @@ class Rule(NamedTuple):
     relative: bool = False  # told differences, so a difference of 0 must change nothing
 
 
+GUIDE = 160.0  # weight of what the guide says, that of GANimation's label loss
+
 RULES = {
     # Pumarola et al. tell the AUs that an estimator read from the training images; ours are true. Their weight 4000 of
     # the label loss is divided by a batch of 25 in their code; the target is not blended with the source.
@@ -270,6 +276,7 @@ class Editor(nn.Module):
     def __init__(self, name: str, c: BaselineConfig, read: Estimator | None = None) -> None:
         super().__init__()
         self.name, self.c, self.rule, self.read, self.autocast = name, c, RULES[name], read, nullcontext
+        self.guide: Swapper | None = None  # whose AU branch reads edits too, while training; None: as published
         labels = c.n_aus * c.levels if self.rule.ask is classes else c.n_aus
         self.G = Painter(c, labels, self.rule.masked, self.rule.relative)
         self.D = Critic(c, labels)
@@ -315,6 +322,10 @@ class Editor(nn.Module):
                 "labels": self.rule.weight * self.rule.tell(labels, au_b, self.c),
                 "cycle": 10 * F.l1_loss(back, x),
             }
+            if self.guide is not None:
+                with frozen(self.guide):
+                    read = self.guide.read_au(augment(fake))[1].sigmoid()  # (B, n) of 5
+                loss["guide"] = GUIDE * tell_intensities(read, au_b, self.c)
             if self.rule.relative:
                 loss["same"] = 10 * F.l1_loss(self.edit(x, au, au)[0], x)
         if mask is not None and mask_back is not None:  # the published weights, on means instead of sums

@@ -3,10 +3,12 @@
     python benchmarks/compare.py runs/faces-64                       # started again, it goes on where it stopped
     python benchmarks/compare.py runs/faces-64 --seconds --noise 0 10 30
 
-Ours and the baselines of `baselines.py` learn from scratch from the same `--images`, each image counted as often as it
-is drawn, the warm-up of ours included. All are measured as `expr-lib evaluate` measures, on the same held-out pairs.
-The two best run with further seeds. `--seconds` trains the baselines once more, for as long as ours took. `--noise`
-replaces a share of the training labels (per cent) by those of other images, for ours and the GANimation-style editor.
+All learn from the same number of images, each counted as often as it is drawn: first the AU branch of ours warms up
+alone, once for all; then ours goes on from it, and each editor has it as guide, for the same `--steps`. DRIT, which is
+told nothing, has the images of the warm-up too. All are measured as `expr-lib evaluate` measures, on the same held-out
+pairs. The two best run with further seeds. `--seconds` trains the baselines once more, for as long as ours took.
+`--noise` replaces a share of the training labels (per cent) by those of other images, for ours and the GANimation-style
+editor. Several processes may run this at once with different `--train` and only train; a last one measures.
 
 An editor is guided by the AUs that the AU branch of the shipped weights reads, and once more by the true ones. In the
 noise study the branch of ours that learnt from the same noisy labels reads. No judge trains or guides anything.
@@ -20,12 +22,13 @@ import copy
 import math
 import time
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ablations import LEAKS, NONE, interval, keep, leaks_of, picture, recipe, table
+from ablations import LEAKS, NONE, begin_with, interval, keep, leaks_of, picture, recipe, table
 from baselines import (
     METHODS,
     Baseline,
@@ -81,9 +84,12 @@ def noisy(data: FaceData, share: float, seed: int = 0) -> FaceData:
 
 
 def learn(
-    name: str, c: BaselineConfig, data: FaceData, config: TrainConfig, folder: Path, *, steps: int, seconds: float = 0.0
-) -> Path:
+    name: str, c: BaselineConfig, data: FaceData, config: TrainConfig, folder: Path, *, steps: int,
+    seconds: float = 0.0, guide: Path | None = None,
+) -> Path:  # fmt: skip
     """Train a baseline for so many steps, or for so many seconds of steps if given, or go on -> its checkpoint.
+
+    `guide` is a checkpoint whose AU branch guides an editor.
 
     Batches, seeds, precision, averaging and checkpoints are those of `expr_lib.train`; of `config` are taken
     batch_size, ema, seed, device, precision and save_every. The rate falls to 0 over the second half, as in StarGAN.
@@ -95,6 +101,8 @@ def learn(
     torch.manual_seed(config.seed)
     method = build(name, c).to(here.device, memory_format=torch.channels_last)
     method.autocast = here.autocast
+    if guide is not None and isinstance(method, Editor):
+        method.guide = checkpoint.load_swapper(guide, str(here.device))
     ema = copy.deepcopy(method.G).eval().requires_grad_(False)
     nets, optimizers = {"G": method.G, "D": method.D, "ema": ema}, {"opt_G": method.opt_G, "opt_D": method.opt_D}
     about: dict[str, Any] = {"method": name, "baseline": asdict(c), "step": 0, "seconds": 0.0}
@@ -136,8 +144,31 @@ def learn(
     return path
 
 
+def trained(run: Run, data: FaceData, config: TrainConfig, args: argparse.Namespace) -> Path:
+    """Train it, or go on -> its checkpoint."""
+    folder, noise = args.runs / run.name, f"-noise-{run.noise}" * (run.noise > 0)
+    learns = noisy(data, run.noise / 100) if run.noise else data
+    print(f"{run.name}: {folder}", flush=True)
+    warm = train(replace(config, steps=config.warmup_steps, cooldown=0.0), learns, args.runs / f"warm-up{noise}")
+    config = replace(config, seed=run.seed)
+    if run.method == "ours":
+        begin_with(warm, folder)
+        return train(config, learns, folder)
+    c = BaselineConfig(size=data.size, n_aus=len(data.au_names), critic_steps=args.critic_steps, lr=args.lr)
+    c = c if args.width == "published" else like_ours(run.method, c)
+    told = run.method != "DRIT"
+    steps = args.steps if told else args.steps + config.warmup_steps * config.warmup_batch_size // config.batch_size
+    seconds = 0.0
+    if run.timed:
+        seconds = seconds_of(args.runs / "ours-0", config) + (0 if told else seconds_of(warm.parent, config))
+    return learn(run.method, c, learns, config, folder, steps=steps, seconds=seconds, guide=warm)
+
+
 def seconds_of(run: Path, config: TrainConfig) -> float:
-    """How long the steps of a run of ours took: from the times in its log, as medians, so that pauses do not count."""
+    """How long the steps of a run of ours took: from the times in its log, as medians, so that pauses do not count.
+
+    A run that began with a warm-up trained elsewhere does not have it in its log: it does not count.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload().Scalars("loss/au")
@@ -240,14 +271,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
-    parser.add_argument("--images", type=int, default=144_000, help="that each method learns from, repetitions counted")
-    parser.add_argument("--warmup-steps", type=int, default=TrainConfig.warmup_steps, help="of ours, within --images")
+    parser.add_argument("--steps", type=int, default=2400, help="of each method, after the warm-up")
+    parser.add_argument("--warmup-steps", type=int, default=TrainConfig.warmup_steps)
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
-    parser.add_argument("--critic-steps", type=int, default=2, help="published: 5, which leaves few for the generator")
+    parser.add_argument("--critic-steps", type=int, default=1, help="published: 5, which leaves few for the generator")
+    parser.add_argument("--lr", type=float, default=4e-4, help="of the baselines; published: 1e-4, for far longer")
     parser.add_argument("--width", choices=("ours", "published"), default="ours", help="of the baselines")
     parser.add_argument("--seeds", type=int, default=3, help="of the two best; the others: one")
     parser.add_argument("--seconds", action="store_true", help="the baselines again, for as long as ours took")
     parser.add_argument("--noise", type=int, nargs="*", default=[], help="wrong training labels in per cent")
+    parser.add_argument("--train", nargs="+", metavar="RUN", help="train only these, such as GANimation-0-noise-30")
     parser.add_argument("--pairs", type=int, default=200, help="held-out pairs to measure")
     parser.add_argument("--probe", type=int, default=6000, help="images that the probe of f_f learns from; 0: no probe")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
@@ -255,22 +288,16 @@ def main() -> None:
     args = parser.parse_args()
     data = FaceData.open(args.data)
     args.size = data.size
-    main_steps = (args.images // 2 - args.warmup_steps * TrainConfig.warmup_batch_size) // args.batch_size
-    if main_steps < 1:
-        parser.error(f"--images {args.images}: the {args.warmup_steps} steps of the warm-up alone take as many")
-    ours_config = recipe(main_steps, args.warmup_steps, batch_size=args.batch_size, device=args.device)
-    device = accelerator(ours_config).device.type
-    published = BaselineConfig(size=data.size, n_aus=len(data.au_names), critic_steps=args.critic_steps)
-
-    def trained(run: Run) -> Path:
-        folder, config = args.runs / run.name, replace(ours_config, seed=run.seed)
-        learns = noisy(data, run.noise / 100) if run.noise else data
-        print(f"{run.name}: {folder}", flush=True)
-        if run.method == "ours":
-            return train(config, learns, folder)
-        c = published if args.width == "published" else like_ours(run.method, published)
-        seconds = seconds_of(args.runs / "ours-0", ours_config) if run.timed else 0.0
-        return learn(run.method, c, learns, config, folder, steps=args.images // (2 * args.batch_size), seconds=seconds)
+    config = recipe(args.steps, args.warmup_steps, batch_size=args.batch_size, device=args.device)
+    device = accelerator(config).device.type
+    if args.train:
+        every = product(("ours", *METHODS), range(args.seeds), (0, *args.noise), (False, True))
+        known = {run.name: run for run in (Run(*values) for values in every)}
+        if unknown := set(args.train) - set(known):
+            parser.error(f"--train {' '.join(sorted(unknown))}: expected names out of {', '.join(known)}")
+        for name in args.train:
+            trained(known[name], data, config, args)
+        return
 
     def rows_of(run: Run, path: Path) -> list[dict[str, Any]]:
         if run.method in ("ours", "DRIT"):
@@ -278,16 +305,16 @@ def main() -> None:
         guides: dict[str, Path | str] = {"predicted AUs": SHIPPED, "true AUs": "true AUs"}
         return [row(f"{run.method}, {k}", run, measured(path, g, path.parent, args, device)) for k, g in guides.items()]
 
-    runs = {run: trained(run) for run in map(Run, ("ours", *METHODS))}
+    runs = {run: trained(run, data, config, args) for run in map(Run, ("ours", *METHODS))}
     rows = [one for run, path in runs.items() for one in rows_of(run, path)]
     real = [one for one in rows if "true AUs" not in one["variant"]]
     best = sorted(real, key=lambda one: -(one["transfer_score"]["value"] or -np.inf))[:2]
     for run in [Run(one["method"], seed) for one in best for seed in range(1, args.seeds)]:
-        runs[run] = trained(run)
+        runs[run] = trained(run, data, config, args)
         rows += rows_of(run, runs[run])
     timed_rows: list[dict[str, Any]] = []
     for run in [Run(method, timed=True) for method in METHODS] if args.seconds else []:
-        runs[run] = trained(run)
+        runs[run] = trained(run, data, config, args)
         timed_rows += rows_of(run, runs[run])
     ours = measured(runs[Run("ours")], "", args.runs / "ours-0", args, device)
     shown = {one["variant"].split(",")[0]: runs[Run(one["method"])] for one in real if one["seed"] == 0}
@@ -298,7 +325,7 @@ def main() -> None:
     rows += [row(name, Run(name), ours, name) for name in TRIVIAL]
     noise_rows: list[dict[str, Any]] = []
     for noise in args.noise:
-        own, edits = (trained(Run(method, noise=noise)) for method in ("ours", "GANimation"))
+        own, edits = (trained(Run(method, noise=noise), data, config, args) for method in ("ours", "GANimation"))
         found = measured(own, "", own.parent, args, device), measured(edits, own, edits.parent, args, device)
         noise_rows.append(row("ours", Run("ours", noise=noise), found[0]))
         noise_rows.append(row("GANimation, AUs predicted by ours", Run("GANimation", noise=noise), found[1]))
@@ -306,12 +333,13 @@ def main() -> None:
     had = []
     for run, path in runs.items():
         about, is_ours = checkpoint.load(path)[1], run.method == "ours"
+        warmed = 0 if run.method == "DRIT" else args.warmup_steps
         one = measured(path, "" if run.method in ("ours", "DRIT") else SHIPPED, path.parent, args, device)
         had.append({
             "run": run.name, "parameters": one["parameters"],
-            "images": args.images if is_ours else 2 * args.batch_size * about["step"],
-            "generator_steps": main_steps if is_ours else about["step"] // args.critic_steps,
-            "minutes": round((seconds_of(path.parent, ours_config) if is_ours else about["seconds"]) / 60, 1),
+            "images": 2 * args.batch_size * (about["step"] - warmed * is_ours) + 2 * config.warmup_batch_size * warmed,
+            "generator_steps": args.steps if is_ours else about["step"] // args.critic_steps,
+            "minutes": round((seconds_of(path.parent, config) if is_ours else about["seconds"]) / 60, 1),
         })  # fmt: skip
     about = {name: value for name, value in vars(args).items() if name not in ("runs", "out", "data")}
     about |= {"data": args.data.name, "device": device, "subjects": len(np.unique(data.subject))}
@@ -337,9 +365,9 @@ def names_of(rows: list[dict[str, Any]], without: tuple[str, ...] = ()) -> list[
 
 def report(args: argparse.Namespace, rows: Any, timed_rows: Any, noise_rows: Any, had: Any) -> str:
     """The Markdown beside the JSON."""
-    columns, stem = (*MEASURES, *LEAKS), args.out.stem
+    columns, stem, images = (*MEASURES, *LEAKS), args.out.stem, had[0]["images"]
     parts = [
-        f"# The same {args.images:,} images", table(rows, names_of(rows), columns),
+        f"# The same {images:,} images", table(rows, names_of(rows), columns),
         f"{args.pairs} held-out pairs in both directions, {args.size} px. In brackets the range over seeds where there "
         "are several, else the 95 % interval over people. An editor has no f_f to probe: it is given the whole image.",
         f"![Each measure of each method]({stem}.png)", f"![The same pairs, all methods]({stem}-gallery.png)",

@@ -99,6 +99,30 @@ def test_the_generator_learns_from_every_fifth_batch_only(batch: Batch) -> None:
     assert ["cycle" in train_step(method, batch, step) for step in range(10)] == ([False] * 4 + [True]) * 2
 
 
+@pytest.mark.parametrize("name", EDITORS)
+def test_a_guide_reads_the_edits_and_learns_nothing(name: str, batch: Batch) -> None:
+    torch.manual_seed(1)
+    method = build(name, C)
+    assert isinstance(method, Editor) and "guide" not in method.generator_step(batch)
+
+    class Brightness(nn.Module):
+        """Reads all AUs from how bright an image is."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(5.0))
+
+        def read_au(self, image: Tensor) -> tuple[None, Tensor]:
+            return None, (self.scale * image.mean((1, 2, 3)))[:, None].expand(-1, 3)  # (B, 3)
+
+    method.guide = Brightness()  # type: ignore[assignment]
+    strong = replace(batch, au=torch.full_like(batch.au, 5.0))
+    loss = [method.generator_step(strong)["guide"].item() for _ in range(40)]
+    assert np.mean(loss[-3:]) < 0.7 * np.mean(loss[:3])  # the edits got brighter
+    assert method.guide.scale.item() == 5.0 and method.guide.scale.grad is None
+    assert method.generator_step(replace(batch, au=torch.full_like(batch.au, torch.nan)))["guide"] == 0
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_missing_labels_count_for_nothing(name: str, batch: Batch) -> None:
     method = build(name, C)

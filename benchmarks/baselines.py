@@ -17,7 +17,9 @@ expression of the batch's other face. Averaged weights (EMA) are measured, as ou
 is that of the mean over patches, the score in the losses. Width 64 is the published one, with that of `like_ours` a
 baseline has as many parameters as ours.
 
-The label head of a critic learns to read expressions slowly, and an editor can't learn from it sooner. In a short
+In the papers instance norm follows the first layer. It subtracts the mean of each map, and with it what a label, which
+is the same everywhere, adds to the map: the label enters at the zeros around the image alone. Here that norm is left
+out. The label head of a critic learns to read expressions slowly, and an editor can't learn from it sooner. In a short
 training an editor may therefore have a `guide` besides: our AU branch, warmed up alone, frozen, reads each edit as it
 reads our own swaps.
 """
@@ -148,7 +150,9 @@ class Painter(nn.Module):
     def __init__(self, c: BaselineConfig, n_asked: int, masked: bool = False, skip: bool = False) -> None:
         super().__init__()
         w, self.skip, more = c.width, skip, 2 if skip else 1
-        self.stem, self.down1, self.down2 = conv(3 + n_asked, w, 7), conv(w, 2 * w, 4, 2), conv(2 * w, 4 * w, 4, 2)
+        # no norm here: what is asked is constant over the image, and instance norm would take away what it adds
+        self.stem = nn.Sequential(nn.Conv2d(3 + n_asked, w, 7, 1, 3), nn.ReLU())
+        self.down1, self.down2 = conv(w, 2 * w, 4, 2), conv(2 * w, 4 * w, 4, 2)
         self.blocks = nn.Sequential(*(Residual(4 * w) for _ in range(c.blocks)))  # (B, 4w, S/4, S/4)
         self.up1, self.up2 = up(4 * w, 2 * w), up(2 * w * more, w)
         self.color = nn.Conv2d(w * more, 3, 7, 1, 3)

@@ -3,9 +3,8 @@
     python benchmarks/compare.py runs/faces-64                       # started again, it goes on where it stopped
     python benchmarks/compare.py runs/faces-64 --seconds --noise 0 10 30
 
-All learn from the same number of images, each counted as often as it is drawn: first the AU branch of ours warms up
-alone, once for all; then ours goes on from it, and each editor has it as guide, for the same `--steps`. DRIT, which is
-told nothing, has the images of the warm-up too. All are measured as `expr-lib evaluate` measures, on the same held-out
+First the AU branch of ours warms up alone, once for all. Then ours goes on from it, each editor has it as guide, DRIT is
+told nothing and has no use for it; all learn for the same `--steps` from the same batches. All are measured as `expr-lib evaluate` measures, on the same held-out
 pairs. The two best run with further seeds. `--seconds` trains the baselines once more, for as long as ours took.
 `--noise` replaces a share of the training labels (per cent) by those of other images, for ours and the GANimation-style
 editor. Several processes may run this at once with different `--train` and only train; a last one measures.
@@ -156,12 +155,8 @@ def trained(run: Run, data: FaceData, config: TrainConfig, args: argparse.Namesp
         return train(config, learns, folder)
     c = BaselineConfig(size=data.size, n_aus=len(data.au_names), critic_steps=args.critic_steps, lr=args.lr)
     c = c if args.width == "published" else like_ours(run.method, c)
-    told = run.method != "DRIT"
-    steps = args.steps if told else args.steps + config.warmup_steps * config.warmup_batch_size // config.batch_size
-    seconds = 0.0
-    if run.timed:
-        seconds = seconds_of(args.runs / "ours-0", config) + (0 if told else seconds_of(warm.parent, config))
-    return learn(run.method, c, learns, config, folder, steps=steps, seconds=seconds, guide=warm)
+    seconds = seconds_of(args.runs / "ours-0", config) if run.timed else 0.0
+    return learn(run.method, c, learns, config, folder, steps=args.steps, seconds=seconds, guide=warm)
 
 
 def seconds_of(run: Path, config: TrainConfig) -> float:
@@ -333,11 +328,10 @@ def main() -> None:
     had = []
     for run, path in runs.items():
         about, is_ours = checkpoint.load(path)[1], run.method == "ours"
-        warmed = 0 if run.method == "DRIT" else args.warmup_steps
         one = measured(path, "" if run.method in ("ours", "DRIT") else SHIPPED, path.parent, args, device)
         had.append({
             "run": run.name, "parameters": one["parameters"],
-            "images": 2 * args.batch_size * (about["step"] - warmed * is_ours) + 2 * config.warmup_batch_size * warmed,
+            "images": 2 * args.batch_size * (args.steps if is_ours else about["step"]),
             "generator_steps": args.steps if is_ours else about["step"] // args.critic_steps,
             "minutes": round((seconds_of(path.parent, config) if is_ours else about["seconds"]) / 60, 1),
         })  # fmt: skip

@@ -3,11 +3,12 @@
     python benchmarks/compare.py runs/faces-64                       # started again, it goes on where it stopped
     python benchmarks/compare.py runs/faces-64 --seconds --noise 0 10 30
 
-First the AU branch of ours warms up alone, once for all. Then ours goes on from it, each editor has it as guide, DRIT is
-told nothing and has no use for it; all learn for the same `--steps` from the same batches. All are measured as `expr-lib evaluate` measures, on the same held-out
-pairs. The two best run with further seeds. `--seconds` trains the baselines once more, for as long as ours took.
-`--noise` replaces a share of the training labels (per cent) by those of other images, for ours and the GANimation-style
-editor. Several processes may run this at once with different `--train` and only train; a last one measures.
+First the AU branch of ours warms up alone, once for all. Then ours goes on from it, and each editor has it as guide;
+DRIT, which is told nothing, has no use for it. All learn for the same `--steps` from the same batches, and are measured
+as `expr-lib evaluate` measures, on the same held-out pairs. The two best run with further seeds. `--seconds` trains the
+baselines once more, for as long as ours took. `--noise` replaces a share of the training labels (per cent) by those of
+other images, for ours and the GANimation-style editor. Several processes may run this at once, each with other runs to
+`--train`; a last one, without it, measures.
 
 An editor is guided by the AUs that the AU branch of the shipped weights reads, and once more by the true ones. In the
 noise study the branch of ours that learnt from the same noisy labels reads. No judge trains or guides anything.

@@ -213,8 +213,10 @@ def measured(path: Path, guide: Path | str, folder: Path, args: argparse.Namespa
 
 
 def row(variant: str, run: Run, found: dict[str, Any], which: str = "ours") -> dict[str, Any]:
-    leaks = {name: found[name] if which == "ours" else NONE for name in LEAKS}
-    return {"variant": variant, **run._asdict(), **found["rows"][which], **leaks}
+    """What was measured; no `transfer_score` where the face is lost, since it counts from the self-reconstruction."""
+    one = {"variant": variant, **run._asdict(), **found["rows"][which]}
+    one |= {name: found[name] if which == "ours" else NONE for name in LEAKS}
+    return one | ({"transfer_score": NONE} if which == "ours" and one["identity_kept"]["value"] < 0.5 else {})
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
@@ -364,7 +366,8 @@ def report(args: argparse.Namespace, rows: Any, timed_rows: Any, noise_rows: Any
     parts = [
         f"# The same {images:,} images", table(rows, names_of(rows), columns),
         f"{args.pairs} held-out pairs in both directions, {args.size} px. In brackets the range over seeds where there "
-        "are several, else the 95 % interval over people. An editor has no f_f to probe: it is given the whole image.",
+        "are several, else the 95 % interval over people. An editor has no f_f to probe: it is given the whole image. "
+        "A `transfer_score` counts from a method's own self-reconstruction: one that loses the face of a has none.",
         f"![Each measure of each method]({stem}.png)", f"![The same pairs, all methods]({stem}-gallery.png)",
     ]  # fmt: skip
     if timed_rows:

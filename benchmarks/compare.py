@@ -336,7 +336,6 @@ def main() -> None:
             "run": run.name, "parameters": one["parameters"],
             "images": 2 * args.batch_size * (args.steps if is_ours else about["step"]),
             "generator_steps": args.steps if is_ours else about["step"] // args.critic_steps,
-            "minutes": round((seconds_of(path.parent, config) if is_ours else about["seconds"]) / 60, 1),
         })  # fmt: skip
     about = {name: value for name, value in vars(args).items() if name not in ("runs", "out", "data")}
     about |= {"data": args.data.name, "device": device, "subjects": len(np.unique(data.subject))}
@@ -376,7 +375,7 @@ def report(args: argparse.Namespace, rows: Any, timed_rows: Any, noise_rows: Any
         levels = [{**one, "variant": f"{one['variant']}, {one['noise']} % wrong"} for one in noise_rows]
         levels.sort(key=lambda one: one["method"] != "ours")
         parts += ["# Wrong training labels", table(levels, names_of(levels), PANELS), f"![Noise]({stem}-noise.png)"]
-    lines = ["| run | parameters | images | generator steps | minutes |", "|---|---:|---:|---:|---:|"]
+    lines = ["| run | parameters | images | generator steps |", "|---|---:|---:|---:|"]
     lines += ["| " + " | ".join(f"{x:,}" if isinstance(x, int) else str(x) for x in one.values()) + " |" for one in had]
     parts += ["# What each had", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"

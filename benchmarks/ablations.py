@@ -14,8 +14,6 @@ Writes benchmarks/results/ablations.json, .md and .png (or `--out`); runs and th
 
 import argparse
 import json
-import os
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +30,7 @@ from expr_lib.cli import held_out_faces
 from expr_lib.datasets import FaceData
 from expr_lib.evaluate import MEASURES, evaluate, write_results
 from expr_lib.faces.render import load_renderer
+from expr_lib.files import replace_file
 from expr_lib.judges import load_judges
 from expr_lib.model import ModelConfig
 from expr_lib.train import TrainConfig, accelerator, train
@@ -130,8 +129,7 @@ def begin_with(warm: Path, run: Path) -> None:
     """A run that has not begun goes on from the checkpoint `warm`."""
     if not (run / warm.name).exists():
         run.mkdir(parents=True, exist_ok=True)
-        shutil.copy(warm, run / "partial")
-        os.replace(run / "partial", run / warm.name)
+        replace_file(run / warm.name, warm.read_bytes())
 
 
 def figures(variant: str, path: Path, pairs: int, probe: int, device: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ First the AU branch of ours warms up alone, once for all. Then ours goes on from
 DRIT, which is told nothing, has no use for it. All learn for the same `--steps` from the same batches, and are measured
 as `expr-lib evaluate` measures, on the same held-out pairs. The two best run with further seeds. `--seconds` trains the
 baselines once more, for as long as ours took. `--noise` replaces a share of the training labels (per cent) by those of
-other images, for ours and the GANimation-style editor. Several processes may run this at once, each with other runs to
-`--train`; a last one, without it, measures.
+other images, for ours and the GANimation-style editor. Once the warm-up is there, several processes may run this at
+once, each with other runs to `--train`; a last one, without it, measures.
 
 An editor is guided by the AUs that the AU branch of the shipped weights reads, and once more by the true ones. In the
 noise study the branch of ours that learnt from the same noisy labels reads. No judge trains or guides anything.

@@ -359,8 +359,9 @@ def main() -> None:
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     write_results(out, results)
-    out.with_suffix(".md").write_text(report(results), encoding="utf-8")
-    print(f"{report(results)}\n{results['seconds']} s, written: {out}")
+    text = report(results)
+    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"{text}\n{results['seconds']} s, written: {out}")
 
 
 if __name__ == "__main__":

@@ -168,13 +168,24 @@ def test_a_mask_of_zero_gives_the_image_back(batch: Batch) -> None:
     assert not torch.allclose(method.edit(batch.x, partner(batch.au), batch.au)[0], batch.x, atol=0.1)
 
 
+@pytest.mark.parametrize("name", ["StarGAN", "relative AUs"])
+def test_an_editor_without_a_mask_paints_what_to_add(name: str, batch: Batch) -> None:
+    method = build(name, C, lambda image: batch.au)
+    assert isinstance(method, Editor)
+    nn.init.zeros_(method.G.color.weight)
+    nn.init.zeros_(method.G.color.bias)
+    assert torch.equal(method.edit(batch.x, partner(batch.au), batch.au)[0], batch.x)
+    nn.init.constant_(method.G.color.bias, 100.0)
+    assert method.generate(*method.encode(batch.x)).max() <= 1  # whatever is added
+
+
 def test_the_relative_editor_is_told_changes_and_the_others_targets(batch: Batch) -> None:
     assert not differences(batch.au, batch.au, C).any()
     torch.testing.assert_close(differences(partner(batch.au), batch.au, C), (partner(batch.au) - batch.au) / 5)
     torch.testing.assert_close(intensities(batch.au, partner(batch.au), C), batch.au / 5)
     method = build("relative AUs", C, lambda image: batch.au)
     f_f, f_r = method.encode(batch.x)
-    told_nothing, _ = method.G(batch.x, torch.zeros_like(batch.au))
+    told_nothing = method.G(batch.x, torch.zeros_like(batch.au))[0].clamp(-1, 1)
     assert torch.equal(method.generate(f_f, f_r), told_nothing)  # self-reconstruction is the change of nothing
     assert not torch.equal(method.generate(f_f, partner(f_r)), told_nothing)
 

@@ -1,7 +1,7 @@
 """How fast is a training step, how fast a swap, and how does the cost grow? Ours beside the baselines.
 
     python benchmarks/speed.py --short     # make bench: under five minutes on two cores, into build/bench.json
-    python benchmarks/speed.py             # half an hour; into benchmarks/results/speed.json and .md
+    python benchmarks/speed.py             # half an hour; into benchmarks/results/speed.json, .md and .png
 
 One process, all methods of a setting in turn, round after round; the median of 10 rounds, or in the short form of as
 many as fit its time, which the row says. All get the same images, batch, precision and threads. A full step is what a
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ from faces import machine
 from torch import Tensor, multiprocessing, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from expr_lib import datasets
+from expr_lib import datasets, plots
 from expr_lib.datasets import FaceData, pair_batch
 from expr_lib.evaluate import write_results
 from expr_lib.model import ModelConfig
@@ -71,7 +72,7 @@ def random_faces(rows: int, size: int, n_aus: int, folder: Path | None = None) -
     rng, shape = np.random.default_rng(0), (rows, size, size, 3)
     if folder:
         np.lib.format.open_memmap(folder / f"{rows}.npy", "w+", np.uint8, shape)  # grows without being written
-        images = np.lib.format.open_memmap(folder / f"{rows}.npy", "r")
+        images = datasets.read_images(folder / f"{rows}.npy", shape)
     else:
         images = np.zeros(shape, np.uint8)
     au = (rng.uniform(0, 5, (rows, n_aus)) * (rng.random((rows, n_aus)) < 0.3)).astype(np.float32)
@@ -298,7 +299,7 @@ def _one_of(rank: int, n: int, folder: str, rounds: int) -> None:
 # ------------------------------------------------------------------------------------------------------------ main
 
 
-def report(results: dict[str, Any]) -> str:
+def report(results: dict[str, Any], figure: str) -> str:
     """The Markdown beside the JSON."""
     about = results["machine"]
     parts = [f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, GPU: {about['gpu']}"]
@@ -333,14 +334,50 @@ def report(results: dict[str, Any]) -> str:
         listed = [", ".join(f"{x:,}" for x in r.get(key, [])) or "–" for key in ("values", "seconds", "memory_mib")]
         cells = (r["axis"], r["device"], *listed[:2], r["exponent"], listed[2], r.get("memory_exponent", "–"))
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
+    return "\n\n".join([*parts, "\n".join(lines), f"![Speed, and how it grows]({figure})"]) + "\n"
+
+
+def picture(results: dict[str, Any], path: Path) -> None:
+    """Images/s of a training step of each method; how the cost of a step of ours grows; how long reading takes."""
+    settings = list(dict.fromkeys((r["device"], r["precision"], r["size"]) for r in results["rows"]))
+    columns = (len(settings) + 3) // 2
+    with plots.style():
+        figure, grid = plt.subplots(2, columns, figsize=(6 * columns, 8.4), layout="constrained")
+        *races, grows, reads = grid.flat
+        for axis, (device, precision, size) in zip(races, settings, strict=False):
+            rows = [r for r in results["rows"] if (r["device"], r["precision"], r["size"]) == (device, precision, size)]
+            names = [r["method"] + ", our size" * (r["width"] == "ours" and r is not rows[0]) for r in rows]
+            colors = [plots.COLORS["blue"] if r is rows[0] else plots.QUIET for r in rows]
+            bars = axis.barh(names, [r["images_per_second"] for r in rows], color=colors)
+            axis.bar_label(bars, fmt="%.3g", padding=4)
+            axis.invert_yaxis()
+            axis.margins(x=0.15)
+            axis.set(title=f"training step, {size} px, {device} {precision}", xlabel="images/s")
+            axis.grid(visible=False, axis="y")
+        for axis in races[len(settings) :]:
+            axis.remove()
+        for row in results["growth"]:
+            name, x, y = row["axis"].replace("n_aus", "action units"), np.array(row["values"]), np.array(row["seconds"])
+            if name == "images in the data set":
+                reads.loglog(x, 1000 * y, "o-", color=plots.COLORS["blue"])
+            else:
+                grows.plot(x / x[0], y / y[0], "o-", label=f"{name}: exponent {row['exponent']}")
+        grows.set_xscale("log", base=2)
+        grows.set_yscale("log", base=2)
+        for axis in (grows.xaxis, grows.yaxis):
+            axis.set_major_formatter("{x:g}")
+        grows.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+        grows.set(title="a step of ours", xlabel="times as much", ylabel="times as long")
+        reads.set(title="reading 8 pairs from disk", xlabel="images in the data set", ylabel="ms")
+        plots.save(figure, path)
+        plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer settings, batches of 2 pairs, rounds ended by time")
     parser.add_argument("--pairs", type=int, help="pairs in a batch; default 4, short 2")
-    parser.add_argument("--out", type=Path, help="JSON; a table is written beside it")
+    parser.add_argument("--out", type=Path, help="JSON; a table and a figure are written beside it")
     args = parser.parse_args()
     root, pairs, began = Path(__file__).parents[1], args.pairs or (2 if args.short else 4), time.perf_counter()
     out = args.out or (root / "build/bench.json" if args.short else root / "benchmarks/results/speed.json")
@@ -359,8 +396,9 @@ def main() -> None:
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     write_results(out, results)
-    text = report(results)
+    text = report(results, f"{out.stem}.png")
     out.with_suffix(".md").write_text(text, encoding="utf-8")
+    picture(results, out.with_suffix(".png"))
     print(f"{text}\n{results['seconds']} s, written: {out}")
 
 

@@ -12,6 +12,7 @@ Every subject stands in one split only, so what is measured on ``test`` is measu
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -100,7 +101,7 @@ class FaceData:
         folder = Path(folder)
         meta = _read_meta(folder / "meta.json")
         au_names, size, rows = tuple(meta["au_names"]), meta["size"], meta["rows"]
-        images = _read_images(folder / "images.npy", (rows, size, size, 3))
+        images = read_images(folder / "images.npy", (rows, size, size, 3))
         subject, split, au = _read_labels(folder / "labels.csv", rows, au_names)
         if verify:
             for name, expected in meta["sha256"].items():
@@ -161,7 +162,11 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Images (N, S, S, 3), uint8, as a memory map; `ValueError` where the file holds something else.
+
+    Of a set above ``RESIDENT_BYTES`` single rows will be read in random order, so the system is told not to read ahead.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected uint8 images of shape {shape}")
     try:
@@ -173,6 +178,8 @@ def _read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         ) from None
     if images.shape != shape or images.dtype != np.uint8:
         raise ValueError(f"{path}: found {images.dtype} of shape {images.shape}, expected uint8 of shape {shape}")
+    if images.nbytes > RESIDENT_BYTES and isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+        images.base.madvise(mmap.MADV_RANDOM)
     return images
 
 

@@ -1,5 +1,7 @@
 """The baselines do what their papers say, and the comparison trains, resumes and guides them as it claims."""
 
+import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -340,3 +342,23 @@ def test_every_method_is_measured_on_the_same_images(name: str) -> None:
     assert one.swap().shape == (4, 3, 32, 32) and one.dtype == torch.float32
     assert one.trained > one.parameters and speed.flops(one.parts) > 1e8
     assert set(one.parts) == ({"step"} if name == "ours" else {"critic", "generator"})
+
+
+# -- reports -------------------------------------------------------------------------------------------------------
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+def test_the_tables_of_the_comparison_are_those_of_its_result_file() -> None:
+    found = json.loads((RESULTS / "compare.json").read_text(encoding="utf-8"))
+    args = Namespace(**found["about"], out=RESULTS / "compare.json")
+    text = compare.report(args, found["rows"], found["timed"], found["noise"], found["had"])
+    assert text == (RESULTS / "compare.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("speed*.json")), ids=lambda file: file.name)
+def test_the_tables_of_speed_are_those_of_the_result_file(file: Path, tmp_path: Path) -> None:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert speed.report(found, f"{file.stem}.png") == file.with_suffix(".md").read_text(encoding="utf-8")
+    speed.picture(found, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 10_000

@@ -237,7 +237,8 @@ def gallery(shown: dict[str, Path], size: int, path: Path, device: str, n: int =
     pixels["the true answer"] = plan.render(renderer, a, au_rows=b)[0].cpu().numpy()
     figure = plots.grid(
         np.stack(list(pixels.values())), row_labels=[name.replace(", ", ",\n") for name in pixels],
-        column_labels=[plots.strongest(au) for au in plan.au.numpy()[b]], title="a with the expression of b",
+        column_labels=[plots.strongest(au) for au in plan.au.numpy()[b]], cell=1.1,
+        title="a with the expression of b",
         note="The first pairs of the measurement, not chosen. Editors see the AUs that an estimator reads from b.",
     )  # fmt: skip
     plots.save(figure, path, colors=256)

@@ -258,7 +258,7 @@ def noise_picture(rows: list[dict[str, Any]], path: Path) -> None:
                 axis.plot(x, value, "o-", color=color, label=mine[0]["variant"])
                 axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
             axis.set(title=measure, xlabel="wrong training labels (%)")
-        axes[0].legend()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         plots.save(figure, path)
         plt.close(figure)
 

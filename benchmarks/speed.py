@@ -359,7 +359,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
         for row in results["growth"]:
             name, x, y = row["axis"].replace("n_aus", "action units"), np.array(row["values"]), np.array(row["seconds"])
             if name == "images in the data set":
-                reads.loglog(x, 1000 * y, "o-", color=plots.COLORS["blue"])
+                reads.semilogx(x, 1000 * y, "o-", color=plots.COLORS["blue"])
             else:
                 grows.plot(x / x[0], y / y[0], "o-", label=f"{name}: exponent {row['exponent']}")
         grows.set_xscale("log", base=2)
@@ -368,7 +368,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
             axis.set_major_formatter("{x:g}")
         grows.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
         grows.set(title="a step of ours", xlabel="times as much", ylabel="times as long")
-        reads.set(title="reading 8 pairs from disk", xlabel="images in the data set", ylabel="ms")
+        reads.set(title="reading 8 pairs from disk", xlabel="images in the data set", ylabel="ms", ylim=(0, None))
         plots.save(figure, path)
         plt.close(figure)
 

@@ -299,6 +299,14 @@ def _one_of(rank: int, n: int, folder: str, rounds: int) -> None:
 # ------------------------------------------------------------------------------------------------------------ main
 
 
+def races_of(results: dict[str, Any]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """Rows that raced each other, by device, precision and size; ours is the first of each."""
+    races: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        races.setdefault((row["device"], row["precision"], row["size"]), []).append(row)
+    return races
+
+
 def report(results: dict[str, Any], figure: str) -> str:
     """The Markdown beside the JSON."""
     about = results["machine"]
@@ -314,8 +322,7 @@ def report(results: dict[str, Any], figure: str) -> str:
                  r["gflop_per_image"], f"{r['share_of_peak']:.1%}", r["rounds"])  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     parts.append("\n".join(lines))
-    for device, precision, size in dict.fromkeys((r["device"], r["precision"], r["size"]) for r in results["rows"]):
-        here = [r for r in results["rows"] if (r["device"], r["precision"], r["size"]) == (device, precision, size)]
+    for (device, precision, size), here in races_of(results).items():
         others = [r for r in here if r["method"] != "ours" and r["width"] == "published"]
         rival, gain = max(others, key=lambda r: r["images_per_second"]), here[0]["images_per_second"]
         slow = max(r["images_per_second_as_published"] for r in others)
@@ -339,13 +346,12 @@ def report(results: dict[str, Any], figure: str) -> str:
 
 def picture(results: dict[str, Any], path: Path) -> None:
     """Images/s of a training step of each method; how the cost of a step of ours grows; how long reading takes."""
-    settings = list(dict.fromkeys((r["device"], r["precision"], r["size"]) for r in results["rows"]))
-    columns = (len(settings) + 3) // 2
+    races = races_of(results)
+    columns = (len(races) + 3) // 2  # two more panels, in two rows
     with plots.style():
         figure, grid = plt.subplots(2, columns, figsize=(6 * columns, 8.4), layout="constrained")
-        *races, grows, reads = grid.flat
-        for axis, (device, precision, size) in zip(races, settings, strict=False):
-            rows = [r for r in results["rows"] if (r["device"], r["precision"], r["size"]) == (device, precision, size)]
+        *panels, grows, reads = grid.flat
+        for axis, ((device, precision, size), rows) in zip(panels, races.items(), strict=False):
             names = [r["method"] + ", our size" * (r["width"] == "ours" and r is not rows[0]) for r in rows]
             colors = [plots.COLORS["blue"] if r is rows[0] else plots.QUIET for r in rows]
             bars = axis.barh(names, [r["images_per_second"] for r in rows], color=colors)
@@ -354,7 +360,7 @@ def picture(results: dict[str, Any], path: Path) -> None:
             axis.margins(x=0.15)
             axis.set(title=f"training step, {size} px, {device} {precision}", xlabel="images/s")
             axis.grid(visible=False, axis="y")
-        for axis in races[len(settings) :]:
+        for axis in panels[len(races) :]:
             axis.remove()
         for row in results["growth"]:
             name, x, y = row["axis"].replace("n_aus", "action units"), np.array(row["values"]), np.array(row["seconds"])

@@ -8,7 +8,7 @@ many as fit its time, which the row says. All get the same images, batch, precis
 batch costs when every network learns from it; in the papers of the baselines the generator learns from every fifth
 batch only, which is the column "as published". Peak memory is the rise of a process of its own that takes two steps.
 FLOPs are counted by torch and compared with what a large matrix product and a large convolution reach here, now, in the
-same type.
+same type. A profile says where the time of a step of ours goes, and what each remedy changed is timed again.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import gc
 import math
 import os
 import platform
+import re
 import statistics
 import tempfile
 import time
@@ -30,6 +31,7 @@ import torch.distributed as dist
 from baselines import METHODS, BaselineConfig, branch, build, like_ours, n_parameters
 from faces import machine
 from torch import Tensor, multiprocessing, nn
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from expr_lib import datasets, plots
@@ -51,6 +53,8 @@ class Setting(NamedTuple):
     n_aus: int = 17
     device: str = "cpu"  # or "auto", the accelerator
     precision: str = "auto"
+    fused: bool | None = True  # of ours: Adam as one kernel for each weight; None: torch's default
+    compile: bool = False  # of ours
 
 
 class Contestant(NamedTuple):
@@ -82,10 +86,14 @@ def random_faces(rows: int, size: int, n_aus: int, folder: Path | None = None) -
 
 def prepare(s: Setting) -> Contestant:
     config = TrainConfig(
-        batch_size=s.pairs, device=s.device, precision=s.precision, model=ModelConfig(size=s.size, n_aus=s.n_aus)
-    )
+        batch_size=s.pairs, device=s.device, precision=s.precision, compile=s.compile,
+        model=ModelConfig(size=s.size, n_aus=s.n_aus),
+    )  # fmt: skip
     data = random_faces(4 * s.pairs, s.size, s.n_aus)
     nets = build_nets(config, data)
+    for optimizer in (nets.opt_G, nets.opt_D, nets.opt_f):
+        for group in optimizer.param_groups:
+            group["fused"] = s.fused
     here = nets.accelerator
     subjects = torch.from_numpy(np.unique(data.subject)).to(here.device)
     batch = batch_of(pair_batch(data, 0, s.pairs, 0, here.device), subjects, config)
@@ -227,6 +235,44 @@ def latency(device: str, precision: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------------ where the time goes
+
+KINDS = {  # of operators, by name
+    "convolutions": r"aten::.*conv", "norms": r"aten::.*norm", "matrix products": r"aten::(mm|addmm|bmm)$",
+    "activations": r"aten::.*(silu|relu|threshold|tanh|sigmoid)", "Adam": r".*adam",
+    "copies and casts": r"aten::(.*copy|cat|clone|empty|zero|fill)",
+    "arithmetic": r"aten::(add|sub|mul|div|neg|abs|pow|sqrt|sum|mean|var|lerp|clamp_min)_?$",
+}  # fmt: skip
+
+
+def spent(s: Setting) -> dict[str, float]:
+    """Share of the time of a step of ours that each kind of operator takes; on a GPU, of its own time."""
+    one = prepare(s)
+    step, found = one.parts["step"], dict.fromkeys((*KINDS, "everything else"), 0.0)
+    interleaved({"step": step}, 2, math.inf)
+    with profile() as profiler:
+        wall = 1e6 * sum(interleaved({"step": step}, 5, math.inf, warm=True)["step"])
+    gpu = one.device.type == "cuda"
+    times = {e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e in profiler.key_averages()}
+    for name, time_of in times.items():
+        if kind := next((kind for kind, pattern in KINDS.items() if re.match(pattern, name, re.IGNORECASE)), None):
+            found[kind] += time_of
+    whole = sum(times.values()) if gpu else wall  # on a CPU "everything else" has Python and autograd in it
+    found["everything else"] = whole - sum(found.values())
+    return {kind: round(share / whole, 3) for kind, share in found.items()}
+
+
+def profiled(short: bool, pairs: int, device: str) -> dict[str, Any]:
+    """Where the time of a step of ours goes, and what was tried against it, at 64 pixels."""
+    s = Setting(pairs=pairs, device=device)
+    tried = {"Adam as torch has it": s._replace(fused=None), "as it is": s}
+    tried |= {} if short else {"E, G and D compiled": s._replace(compile=True)}
+    steps = {name: prepare(setting).parts["step"] for name, setting in tried.items()}
+    times = interleaved(steps, 20, 8.0 if short else math.inf)
+    return {"size": s.size, "pairs": pairs, "device": device, "share": spent(s), "rounds": len(times["as it is"]),
+            "milliseconds": {name: round(1000 * statistics.median(x), 1) for name, x in times.items()}}  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------ how the cost grows
 
 
@@ -333,6 +379,13 @@ def report(results: dict[str, Any], figure: str) -> str:
         )
     parts += [f"A swap of one pair at 128 px: {x['milliseconds']} ms ({x['device']} {x['precision']})."
               for x in results["latency"]]  # fmt: skip
+    of = results["profile"]
+    lines = [f"| a step of ours, {of['pairs']} pairs at {of['size']} px: where its time goes | |", "|---|---:|"]
+    lines += [f"| {kind} | {share:.0%} |" for kind, share in sorted(of["share"].items(), key=lambda kv: -kv[1])]
+    parts.append("\n".join(lines))
+    lines = [f"| what was tried (medians of {of['rounds']} rounds) | ms a step |", "|---|---:|"]
+    lines += [f"| {name} | {ms} |" for name, ms in of["milliseconds"].items()]
+    parts.append("\n".join(lines))
     lines = [
         "| a step of ours against | device | values | seconds | exponent | memory (MiB) | exponent |",
         "|---" * 7 + "|",
@@ -397,6 +450,7 @@ def main() -> None:
     results = {
         "machine": machine(), "short": args.short, "rows": rows,
         "latency": [latency(d, p) for d in devices for p in (("auto",) if args.short else ("bf16", "fp32"))],
+        "profile": profiled(args.short, pairs, devices[-1]),
         "growth": [*growth(args.short, devices[-1]), reading(args.short), sharing(args.short)],
         "seconds": round(time.perf_counter() - began),
     }  # fmt: skip

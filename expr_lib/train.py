@@ -251,10 +251,11 @@ def descend(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any) -> None:
     """
     optimizer.zero_grad(set_to_none=True)
     nets.accelerator.backward(loss)
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    mean = nets.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
-    for grad, m in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(m.view_as(grad))
+    if processes.count() > 1:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        mean = nets.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
+        for grad, m in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(m.view_as(grad))
     optimizer.step()
 
 
@@ -332,7 +333,8 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
             part.compile()  # in place: the names of the weights stay
 
     def adam(lr: float, *nets: nn.Module | None) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for net in nets if net is not None for p in net.parameters()], lr, betas=(0.5, 0.99))
+        learn = [p for net in nets if net is not None for p in net.parameters()]
+        return torch.optim.Adam(learn, lr, betas=(0.5, 0.99), fused=True)  # one kernel a weight instead of eight
 
     weight = class_weights(au_classes(au, m.au_levels), max(m.au_levels))
     return Nets(

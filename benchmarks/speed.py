@@ -1,7 +1,7 @@
 """How fast is a training step, how fast a swap, and how does the cost grow? Ours beside the baselines.
 
     python benchmarks/speed.py --short     # make bench: under five minutes on two cores, into build/bench.json
-    python benchmarks/speed.py             # an hour; into benchmarks/results/speed.json, .md and .png
+    python benchmarks/speed.py             # 25 minutes; into benchmarks/results/speed.json, .md and .png
 
 One process, all methods of a setting in turn, round after round; the median of 10 rounds, or in the short form of as
 many as fit its time, which the row says. All get the same images, batch, precision and threads. A full step is what a

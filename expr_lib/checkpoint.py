@@ -125,12 +125,19 @@ def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Fill an optimizer from `prefix.*`, as `optimizer_tensors` wrote them."""
+    """Fill an optimizer from `prefix.*`, as `optimizer_tensors` wrote them.
+
+    Moments get the memory layout of their weights: fused Adam walks through both in the order of the memory and, on the
+    CPU (torch 2.13), does not notice where the orders differ.
+    """
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix + "."):
             _, i, key = name.split(".")
-            state.setdefault(int(i), {})[key] = tensor
+            weight = weights[int(i)]
+            laid_out = torch.empty_like(weight).copy_(tensor) if tensor.shape == weight.shape else tensor
+            state.setdefault(int(i), {})[key] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

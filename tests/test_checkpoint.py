@@ -141,19 +141,21 @@ def test_a_configuration_of_another_version_is_refused(swapper: Swapper, tmp_pat
         load_swapper(tmp_path / "x")
 
 
-def test_adam_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_adam_goes_on_as_if_nothing_had_happened(tmp_path: Path, fused: bool) -> None:
     def run(steps: int, stop: int | None) -> torch.Tensor:
         torch.manual_seed(0)
-        net = torch.nn.Linear(3, 3)
+        net = torch.nn.Conv2d(3, 4, 3)
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # files know no memory format
         unused = torch.nn.Linear(2, 2)  # never gets a gradient, so Adam has no state for it
-        adam = torch.optim.Adam([*unused.parameters(), *net.parameters()], 0.1)
+        adam = torch.optim.Adam([*unused.parameters(), *net.parameters()], 0.1, fused=fused)
         for step in range(steps):
             if step == stop:
                 checkpoint.save(tmp_path / "adam", checkpoint.optimizer_tensors("opt", adam), {})
-                adam = torch.optim.Adam([*unused.parameters(), *net.parameters()], 0.1)
+                adam = torch.optim.Adam([*unused.parameters(), *net.parameters()], 0.1, fused=fused)
                 checkpoint.load_optimizer("opt", adam, checkpoint.load(tmp_path / "adam")[0])
             adam.zero_grad()
-            net(torch.full((1, 3), float(step))).square().sum().backward()
+            net(torch.randn(1, 3, 5, 5)).square().sum().backward()
             adam.step()
         return net.weight.detach()
 

@@ -276,6 +276,7 @@ def main() -> None:
     parser.add_argument("--critic-steps", type=int, default=1, help="published: 5, which leaves few for the generator")
     parser.add_argument("--lr", type=float, default=4e-4, help="of the baselines; published: 1e-4, for far longer")
     parser.add_argument("--width", choices=("ours", "published"), default="ours", help="of the baselines")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="the baselines; default: all")
     parser.add_argument("--seeds", type=int, default=3, help="of the two best; the others: one")
     parser.add_argument("--seconds", action="store_true", help="the baselines again, for as long as ours took")
     parser.add_argument("--noise", type=int, nargs="*", default=[], help="wrong training labels in per cent")
@@ -304,7 +305,7 @@ def main() -> None:
         guides: dict[str, Path | str] = {"predicted AUs": SHIPPED, "true AUs": "true AUs"}
         return [row(f"{run.method}, {k}", run, measured(path, g, path.parent, args, device)) for k, g in guides.items()]
 
-    runs = {run: trained(run, data, config, args) for run in map(Run, ("ours", *METHODS))}
+    runs = {run: trained(run, data, config, args) for run in map(Run, ("ours", *args.methods))}
     rows = [one for run, path in runs.items() for one in rows_of(run, path)]
     real = [one for one in rows if "true AUs" not in one["variant"]]
     best = sorted(real, key=lambda one: -(one["transfer_score"]["value"] or -np.inf))[:2]
@@ -312,7 +313,7 @@ def main() -> None:
         runs[run] = trained(run, data, config, args)
         rows += rows_of(run, runs[run])
     timed_rows: list[dict[str, Any]] = []
-    for run in [Run(method, timed=True) for method in METHODS] if args.seconds else []:
+    for run in [Run(method, timed=True) for method in args.methods] if args.seconds else []:
         runs[run] = trained(run, data, config, args)
         timed_rows += rows_of(run, runs[run])
     ours = measured(runs[Run("ours")], "", args.runs / "ours-0", args, device)

@@ -349,11 +349,12 @@ def test_every_method_is_measured_on_the_same_images(name: str) -> None:
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
-def test_the_tables_of_the_comparison_are_those_of_its_result_file() -> None:
-    found = json.loads((RESULTS / "compare.json").read_text(encoding="utf-8"))
-    args = Namespace(**found["about"], out=RESULTS / "compare.json")
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("compare*.json")), ids=lambda file: file.name)
+def test_the_tables_of_the_comparison_are_those_of_its_result_file(file: Path) -> None:
+    found = json.loads(file.read_text(encoding="utf-8"))
+    args = Namespace(**found["about"], out=file)
     text = compare.report(args, found["rows"], found["timed"], found["noise"], found["had"])
-    assert text == (RESULTS / "compare.md").read_text(encoding="utf-8")
+    assert text == file.with_suffix(".md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("speed*.json")), ids=lambda file: file.name)

@@ -245,13 +245,11 @@ KINDS = {  # of operators, by name
 }  # fmt: skip
 
 
-def spent(s: Setting) -> dict[str, float]:
-    """Share of the time of a step of ours that each kind of operator takes; on a GPU, of its own time."""
-    one = prepare(s)
-    step, found = one.parts["step"], dict.fromkeys((*KINDS, "everything else"), 0.0)
-    interleaved({"step": step}, 2, math.inf)
+def spent(one: Contestant) -> dict[str, float]:
+    """Share of the time of a step of ours, already warm, that each kind of operator takes; on a GPU, of its time."""
+    found = dict.fromkeys((*KINDS, "everything else"), 0.0)
     with profile() as profiler:
-        wall = 1e6 * sum(interleaved({"step": step}, 5, math.inf, warm=True)["step"])
+        wall = 1e6 * sum(interleaved(one.parts, 5, math.inf, warm=True)["step"])
     gpu = one.device.type == "cuda"
     times = {e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e in profiler.key_averages()}
     for name, time_of in times.items():
@@ -267,9 +265,10 @@ def profiled(short: bool, pairs: int, device: str) -> dict[str, Any]:
     s = Setting(pairs=pairs, device=device)
     tried = {"Adam as torch has it": s._replace(fused=None), "as it is": s}
     tried |= {} if short else {"E, G and D compiled": s._replace(compile=True)}
-    steps = {name: prepare(setting).parts["step"] for name, setting in tried.items()}
-    times = interleaved(steps, 20, 8.0 if short else math.inf)
-    return {"size": s.size, "pairs": pairs, "device": device, "share": spent(s), "rounds": len(times["as it is"]),
+    ready = {name: prepare(setting) for name, setting in tried.items()}
+    times = interleaved({name: one.parts["step"] for name, one in ready.items()}, 20, 8.0 if short else math.inf)
+    share = spent(ready["as it is"])
+    return {"size": s.size, "pairs": pairs, "device": device, "share": share, "rounds": len(times["as it is"]),
             "milliseconds": {name: round(1000 * statistics.median(x), 1) for name, x in times.items()}}  # fmt: skip
 
 

@@ -148,11 +148,12 @@ def test_adam_goes_on_as_if_nothing_had_happened(tmp_path: Path, fused: bool) ->
         net = torch.nn.Conv2d(3, 4, 3)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # files know no memory format
         unused = torch.nn.Linear(2, 2)  # never gets a gradient, so Adam has no state for it
-        adam = torch.optim.Adam([*unused.parameters(), *net.parameters()], 0.1, fused=fused)
+        weights = [*unused.parameters(), *net.parameters()]
+        adam = torch.optim.Adam(weights, 0.1, fused=fused)
         for step in range(steps):
             if step == stop:
                 checkpoint.save(tmp_path / "adam", checkpoint.optimizer_tensors("opt", adam), {})
-                adam = torch.optim.Adam([*unused.parameters(), *net.parameters()], 0.1, fused=fused)
+                adam = torch.optim.Adam(weights, 0.1, fused=fused)
                 checkpoint.load_optimizer("opt", adam, checkpoint.load(tmp_path / "adam")[0])
             adam.zero_grad()
             net(torch.randn(1, 3, 5, 5)).square().sum().backward()

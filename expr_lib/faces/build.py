@@ -151,8 +151,9 @@ def _finish(
 
 
 def _labels(plan: FacePlan) -> pd.DataFrame:
-    """-> columns subject, split, AU1 ... AU43 (FACS intensity 0 to 5), yaw, pitch, roll (degrees)."""
-    columns = {"subject": plan.subject.numpy(), "split": np.asarray(plan.split)}
+    """-> columns subject, split, take (empty: a take of its own), AU1 ... AU43 (FACS intensity 0 to 5), yaw, pitch, roll (degrees)."""
+    columns: dict[str, Any] = {"subject": plan.subject.numpy(), "split": np.asarray(plan.split)}
+    columns["take"] = ["" if take < 0 else str(take) for take in plan.take.tolist()]
     columns |= dict(zip(AU_NAMES, plan.au.numpy().T, strict=True))
     return pd.DataFrame(columns | {name: getattr(plan.views, name).numpy() for name in ("yaw", "pitch", "roll")})
 

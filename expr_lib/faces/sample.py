@@ -90,6 +90,14 @@ class FacesConfig:
     seed: int = 0
     val: float = 0.1  # share of subjects
     test: float = 0.1
+    images_per_take: int = 1  # images of one person in one view; above 1, the first of them shows the face at rest
+
+    def __post_init__(self) -> None:
+        if self.images_per_take < 1 or self.images_per_subject % self.images_per_take:
+            raise ValueError(
+                f"images_per_take {self.images_per_take}: expected a divisor of images_per_subject "
+                f"({self.images_per_subject})"
+            )
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class FacePlan:
     au: Tensor  # (N, 17)
     views: Views
     size: int
+    take: Tensor  # (N,) int64: rows of one take differ in expression only; -1 = a take of its own
 
     def __len__(self) -> int:
         return len(self.subject)
@@ -129,19 +138,27 @@ class FacePlan:
 
 
 def plan_faces(config: FacesConfig) -> FacePlan:
-    """The whole data set as parameters: row = subject * images_per_subject + k. A pure function of the config."""
-    n, per = config.n_subjects, config.images_per_subject
+    """The whole data set as parameters: row = subject * images_per_subject + k. A pure function of the config.
+
+    The rows of one take share their view and begin with the face at rest, as a sequence of CK+ or a session of RaFD does.
+    """
+    n, per, k = config.n_subjects, config.images_per_subject, config.images_per_take
     streams = np.random.SeedSequence(config.seed).generate_state(4)
     subjects = sample_subjects(n, generator(streams[0]))
     au = sample_expressions(n * per, generator(streams[1]))
-    views = sample_views(n * per, generator(streams[2]))
+    views = sample_views(n * per // k, generator(streams[2]))
+    take = torch.full((n * per,), -1)
+    if k > 1:
+        au[::k] = 0.0
+        take = torch.arange(n * per) // k
+        views = views[take]
     order = torch.randperm(n, generator=generator(streams[3])).numpy()
     split = np.full(n, "train", dtype="<U5")
     n_val, n_test = round(n * config.val), round(n * config.test)
     split[order[:n_val]] = "val"
     split[order[n_val : n_val + n_test]] = "test"
     subject = torch.arange(n).repeat_interleave(per)
-    return FacePlan(subjects, subject, split[subject.numpy()], au, views, config.size)
+    return FacePlan(subjects, subject, split[subject.numpy()], au, views, config.size, take)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -22,14 +22,17 @@ from expr_lib.judges import DlibJudge, IdentityJudge, Judges
 from expr_lib.metrics import (
     f1,
     figures,
+    gain,
     icc31,
     identity_kept,
     masked_l1,
     mmd2,
+    nearer,
     number,
     partial_correlation,
     polynomial_kernel,
     psnr,
+    rest_left,
     ssim,
     total_transfer_score,
     transfer_score,
@@ -48,10 +51,13 @@ ROWS = {
 """The answers that are compared, in the order of the table."""
 
 MEASURES = {
+    "gain": ("↑ 1", 2),
+    "nearer": ("↑ 1", 2),
     "transfer_score": ("↑ 1", 2),
     "au_icc": ("↑ 1", 2),
     "au_f1": ("↑ 1", 2),
     "own_expression_left": ("0", 2),
+    "rest_left": ("↓ 0", 2),
     "identity_kept": ("↑ 1", 2),
     "ssim": ("↑ 1", 3),
     "psnr": ("↑ dB", 1),
@@ -89,13 +95,15 @@ def evaluate(
       ``n_strata`` parts; 0 leaves them out
     - ``leaks``       see :func:`probes.leaks`, with ``n_probe`` images to learn from; None if that is 0
     - ``cross_talk``  see :func:`probes.cross_talk`, with ``n_moves`` moves of each AU; None if that is 0
-    - ``swaps``       one entry for each swap of ours: rows a and b of the plan, what ``STRATA`` says of them,
-      transfer_score, way (``d_self - d_truth``, in [0, 2]), cosine to a
+    - ``swaps``       one entry for each swap of ours: rows a and b of the plan, what ``STRATA`` says of them, gain,
+      copy (``d(I^a, T)``, in [0, 2]), transfer_score, way (``d_self - d_truth``, in [0, 2]), cosine to a
     - ``n_pairs``, ``n_subjects``, ``seed``, ``split``, ``size``, ``generator``, and ``about`` (command, checkpoint ...)
 
     Trivial answers are taken as swappers whose self-reconstruction is perfect, so copy-input scores a transfer of 0 and
-    the true render 1. Identity is compared with I^a, the very image that was swapped. KID compares every second pair
-    with the true renders of the other pairs, and the other way round, so that no image meets its own answer.
+    the true render 1. ``rest_left`` asks what f_f shows if it is a picture (``swapper.rest``); copy-input leaves all,
+    and the row of the true render has the true face at rest. Identity is compared with I^a, the very image that was
+    swapped. KID compares every second pair with the true renders of the other pairs, and the other way round, so that
+    no image meets its own answer.
 
     Raises ``ValueError`` for a swapper in training mode, where ``split`` does not hold so many pairs, and where a part
     would have fewer than two.
@@ -157,6 +165,8 @@ def evaluate(
     ours = answered["ours"]
     columns = {
         **gaps,
+        "gain": 1 - ours["d_swap"] / ours["d_copy"],
+        "copy": ours["d_copy"],
         "transfer_score": transfer_score(ours["d_swap"], ours["d_self"], ours["d_truth"]),
         "way": ours["d_self"] - ours["d_truth"],
         "cosine": ours["cosine"],
@@ -215,17 +225,30 @@ def _answers(
     as_read[rows] = judges.au(image).to(as_read)
     read_pixels, _ = replace(plan, au=as_read).render(renderer, rows, au_rows=other)
     read = to_float(read_pixels.to(device)).permute(0, 3, 1, 2)  # (2B, 3, S, S)
+    at_rest, _ = replace(plan, au=torch.zeros_like(plan.au)).render(renderer, rows)
+    rest = {
+        "copy-input": image,
+        "true render": to_float(at_rest.to(device)).permute(0, 3, 1, 2),
+    }  # {row: (2B, 3, S, S)}
+    if hasattr(swapper, "rest"):
+        rest["ours"] = swapper.rest(f_f)
+    read_rest = {name: judges.au(shown) for name, shown in rest.items()}  # (2B, n_aus)
     asked = judges.identity(image)  # (2B, 128)
     asked_second = second(image) if second else None  # (2B, 128)
 
-    def measure(answer: Tensor, itself: Tensor, true_itself: Tensor, reference: Tensor = truth) -> dict[str, Tensor]:
+    def measure(
+        name: str, answer: Tensor, itself: Tensor, true_itself: Tensor, reference: Tensor = truth
+    ) -> dict[str, Tensor]:
         answer = answer.float()
         features = judges.identity.features(answer)  # (2B, D)
         numbers = {
             "d_swap": masked_l1(answer, truth, mask),
+            "d_copy": masked_l1(image, truth, mask),
             "d_self": masked_l1(itself.float(), truth, mask),
             "d_truth": masked_l1(true_itself.float(), truth, mask),
             "au": judges.au(answer),  # (2B, n_aus)
+            "au_rest": read_rest.get(name, torch.full_like(read_rest["copy-input"], torch.nan)),
+            "au_input": read_rest["copy-input"],
             "cosine": (judges.identity.embed(features) * asked).sum(1),
             "ssim": ssim(answer, reference),
             "psnr": psnr(answer, reference),
@@ -235,15 +258,16 @@ def _answers(
             numbers["cosine_second"] = (second(answer) * asked_second).sum(1)
         return {name: x.cpu() if name == "features" else x.double().cpu() for name, x in numbers.items()}
 
-    return {
-        "ours": measure(swap, itself, true_itself),
-        "copy-input": measure(image, image, truth),
-        "copy-other": measure(image.roll(len(rows) // 2, 0), image, truth),
-        "self-reconstruction": measure(itself, itself, true_itself, image),
-        "self-reconstruction of the truth": measure(true_itself, itself, true_itself),
-        "render of what is read": measure(read, image, truth),
-        "true render": measure(truth, image, truth),
+    answers = {
+        "ours": (swap, itself, true_itself),
+        "copy-input": (image, image, truth),
+        "copy-other": (image.roll(len(rows) // 2, 0), image, truth),
+        "self-reconstruction": (itself, itself, true_itself, image),
+        "self-reconstruction of the truth": (true_itself, itself, true_itself),
+        "render of what is read": (read, image, truth),
+        "true render": (truth, image, truth),
     }
+    return {name: measure(name, *images) for name, images in answers.items()}
 
 
 class _Measured:
@@ -268,8 +292,11 @@ class _Measured:
         distances = [mmd2(xx, yy, xy, *w) for (xx, yy, xy), w in zip(self.kernels, (times, times[::-1]), strict=True)]
         by_au = [icc31(x["au"], au_b), f1(x["au"], au_b), partial_correlation(x["au"], au_a, given=au_b)]
         total = [
+            gain(x["d_swap"], x["d_copy"]),
+            nearer(x["d_swap"], x["d_copy"]),
             total_transfer_score(x["d_swap"], x["d_self"], x["d_truth"]),
             *(values.nanmean() for values in by_au),
+            rest_left(x["au_rest"], x["au_input"]),
             identity_kept(x["cosine"], self.thresholds[0]),
             x["ssim"].mean(),
             x["psnr"].mean(),

@@ -88,6 +88,34 @@ def masked_l1(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return ((image - truth).abs() * inside).sum((1, 2, 3)) / (3 * inside.sum((1, 2, 3)))
 
 
+def gain(d_swap: Tensor, d_copy: Tensor) -> Tensor:
+    """Share of the error of doing nothing that the swap removes, over a whole list, a scalar.
+
+    ``1 - sum d(İ^a, T) / sum d(I^a, T)``, d = :func:`masked_l1`, T the true render. 1 is perfect, 0 is copying the
+    input, below 0 is worse than not touching the picture. Arguments (N,): ``d_swap = d(İ^a, T)``,
+    ``d_copy = d(I^a, T)``; a swap that is NaN in one of them is left out. NaN if no expression differs. Our choice.
+    """
+    known = ~(d_swap.isnan() | d_copy.isnan())
+    error, nothing = d_swap[known].sum(), d_copy[known].sum()
+    return torch.where(nothing > 0, 1 - error / nothing, torch.nan)
+
+
+def nearer(d_swap: Tensor, d_copy: Tensor) -> Tensor:
+    """Share of the swaps that are nearer to the true answer than the input is, a scalar; as in :func:`gain`."""
+    return (d_swap < d_copy).double().mean()
+
+
+def rest_left(read_rest: Tensor, read_input: Tensor) -> Tensor:
+    """How much expression is left in the face at rest, a scalar: 0 is none, 1 is all, as in a copy of the input.
+
+    ``sum judge(T) / sum judge(I)`` over N images and K action units, both (N, K) intensities in [0, 5] read by the same
+    judge. A judge reads a little in every face, so the true face at rest does not score 0 either: show it beside.
+    NaN if nothing is read in the inputs. Our choice.
+    """
+    total = read_input.sum()
+    return torch.where(total > 0, read_rest.sum() / total, torch.nan)
+
+
 def transfer_score(d_swap: Tensor, d_self: Tensor, d_truth: Tensor) -> Tensor:
     """Share of the way from a's own expression to the true answer: 1 is perfect, 0 is no transfer; for each pair, (N,).
 

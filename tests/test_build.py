@@ -39,6 +39,7 @@ class FakePlan:
         self.subject = torch.arange(n) // config.images_per_subject
         share = self.subject.numpy() / config.n_subjects
         self.split = np.where(share < config.val, "val", np.where(share < config.val + config.test, "test", "train"))
+        self.take = torch.full((n,), -1)
         self.au = torch.from_numpy(rng.uniform(0, 5, (n, len(AU_NAMES))).astype(np.float32))
         self.views = SimpleNamespace(**{k: torch.full((n,), 1.5) for k in ("yaw", "pitch", "roll")})
 

@@ -75,6 +75,8 @@ def values(results, row="ours"):
 
 def test_an_oracle_scores_1(oracle):
     found = values(oracle)
+    assert found["gain"] == pytest.approx(1, abs=1e-3) and found["nearer"] > 0.95
+    assert found["rest_left"] is None  # what the oracle keeps is no picture
     assert found["transfer_score"] == pytest.approx(1, abs=1e-4)
     assert found["au_icc"] == pytest.approx(1, abs=1e-3) and found["au_f1"] > 0.97
     assert found["identity_kept"] == 1 and found["ssim"] == pytest.approx(1, abs=1e-4)
@@ -86,6 +88,7 @@ def test_an_oracle_scores_1(oracle):
 
 def test_trivial_answers_score_as_the_design_says(oracle):
     copied, other, itself = (values(oracle, row) for row in ("copy-input", "copy-other", "self-reconstruction"))
+    assert copied["gain"] == copied["nearer"] == 0 and copied["rest_left"] == 1 and other["gain"] < 0
     assert copied["transfer_score"] == pytest.approx(0, abs=1e-6) and abs(copied["au_icc"]) < 0.1
     assert copied["identity_kept"] == 1 and copied["own_expression_left"] == pytest.approx(1, abs=1e-3)
     assert other["transfer_score"] < 0 and other["au_icc"] == pytest.approx(1, abs=1e-3)

@@ -12,6 +12,7 @@ from expr_lib.metrics import (
     bootstrap,
     f1,
     figures,
+    gain,
     icc31,
     identity_kept,
     kid,
@@ -19,11 +20,13 @@ from expr_lib.metrics import (
     leak_id,
     masked_l1,
     mmd2,
+    nearer,
     number,
     partial_correlation,
     pearson,
     polynomial_kernel,
     psnr,
+    rest_left,
     ssim,
     total_transfer_score,
     transfer_score,
@@ -135,6 +138,24 @@ def test_masked_l1_looks_at_the_face_only():
     found = masked_l1(image, truth, mask)
     assert found[0].item() == pytest.approx(0.25)
     assert found[1].isnan()
+
+
+def test_gain_is_the_share_of_the_error_of_doing_nothing_that_is_removed():
+    copy = torch.tensor([0.3, 0.1])
+    assert gain(torch.zeros(2), copy).item() == 1 and gain(copy, copy).item() == 0
+    assert gain(torch.tensor([0.15, 0.05]), copy).item() == pytest.approx(0.5)
+    assert gain(2 * copy, copy).item() == pytest.approx(-1)  # worse than not touching the picture
+    # of the sums, so a pair that hardly differs cannot drown the others; a swap without a face is left out
+    assert gain(torch.tensor([0.1, 0.1, torch.nan]), torch.tensor([0.4, 0.0, 0.2])).item() == pytest.approx(0.5)
+    assert gain(torch.zeros(2), torch.zeros(2)).isnan()
+    assert nearer(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.2, 0.2, 0.2])).item() == pytest.approx(1 / 3)
+
+
+def test_rest_left_is_0_for_an_empty_face_and_1_for_a_copy():
+    read = torch.tensor([[4.0, 1.0], [0.0, 5.0]])
+    assert rest_left(read, read).item() == 1 and rest_left(0 * read, read).item() == 0
+    assert rest_left(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), read).item() == pytest.approx(0.2)
+    assert rest_left(read, 0 * read).isnan()
 
 
 def test_transfer_score_is_1_for_the_truth_and_0_for_a_copy():

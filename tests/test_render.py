@@ -151,3 +151,17 @@ def test_expressions_are_possible_and_independent_of_who_and_how():
     traits = torch.cat((plan.subjects.identity[plan.subject][:, :5], plan.views.yaw[:, None], plan.views.light), 1)
     r = torch.corrcoef(torch.cat((plan.au, traits), 1).T)[: len(AU_NAMES), len(AU_NAMES) :]
     assert r.abs().max() < 0.08  # 4,000 rows, 200 people
+
+
+def test_the_images_of_a_take_share_all_but_the_expression_and_begin_at_rest():
+    plan = plan_faces(FacesConfig(n_subjects=3, images_per_subject=8, images_per_take=4, seed=5))
+    assert plan.take.tolist() == [k // 4 for k in range(24)]
+    for rows in torch.arange(24).split(4):
+        assert not plan.au[rows[0]].any() and len(plan.au[rows].unique(dim=0)) > 1
+        assert len(plan.views.yaw[rows].unique()) == len(plan.views.background[rows].unique(dim=0)) == 1
+        assert len(plan.subject[rows].unique()) == 1
+    assert len(plan.views.yaw.unique()) == 6  # another view for each take
+    alone = plan_faces(FacesConfig(n_subjects=3, images_per_subject=8, seed=5))
+    assert alone.take.tolist() == [-1] * 24 and len(alone.views.yaw.unique()) == 24
+    with pytest.raises(ValueError, match=r"images_per_take 3: expected a divisor of images_per_subject \(8\)"):
+        FacesConfig(images_per_subject=8, images_per_take=3)

@@ -151,7 +151,7 @@ def _finish(
 
 
 def _labels(plan: FacePlan) -> pd.DataFrame:
-    """-> columns subject, split, take (empty: a take of its own), AU1 ... AU43 (FACS intensity 0 to 5), yaw, pitch, roll (degrees)."""
+    """-> columns subject, split, take (empty = unknown), AU1 ... AU43 (0 to 5), yaw, pitch, roll (degrees)."""
     columns: dict[str, Any] = {"subject": plan.subject.numpy(), "split": np.asarray(plan.split)}
     columns["take"] = ["" if take < 0 else str(take) for take in plan.take.tolist()]
     columns |= dict(zip(AU_NAMES, plan.au.numpy().T, strict=True))
@@ -175,7 +175,7 @@ def write_sample(folder: str | Path, *, size: int = 128, seed: int = 5) -> Path:
         images = plan.render(load_renderer(), torch.arange(len(plan)))[0].numpy()  # (36, S, S, 3) uint8
     for name, image in zip(names, images, strict=True):
         Image.fromarray(image).save(folder / name, optimize=True)
-    labels = _labels(plan).drop(columns="split").round(2)
+    labels = _labels(plan).drop(columns=["split", "take"]).round(2)
     labels.insert(0, "file", names)
     _write(folder / "labels.csv", labels.to_csv(index=False, lineterminator="\n"))
     present = (plan_faces(FacesConfig()).au >= PRESENT_AT).double().numpy()  # (N, 17)

@@ -140,7 +140,8 @@ class FacePlan:
 def plan_faces(config: FacesConfig) -> FacePlan:
     """The whole data set as parameters: row = subject * images_per_subject + k. A pure function of the config.
 
-    The rows of one take share their view and begin with the face at rest, as a sequence of CK+ or a session of RaFD does.
+    The rows of one take share their view and begin with the face at rest, as a sequence of CK+ or a session of RaFD
+    does.
     """
     n, per, k = config.n_subjects, config.images_per_subject, config.images_per_take
     streams = np.random.SeedSequence(config.seed).generate_state(4)

@@ -43,13 +43,14 @@ from baselines import (
 )
 from tqdm import tqdm
 
-from expr_lib import checkpoint, plots
-from expr_lib.cli import held_out_faces
+from expr_lib import checkpoint
+from expr_lib.apps.cli import held_out_faces
 from expr_lib.datasets import FaceData, batches, to_uint8
-from expr_lib.evaluate import MEASURES, evaluate, pairs_of, write_results
 from expr_lib.faces.render import load_renderer
-from expr_lib.judges import load_judges
-from expr_lib.probes import render
+from expr_lib.measure import plots
+from expr_lib.measure.evaluate import MEASURES, evaluate, pairs_of, write_results
+from expr_lib.measure.judges import load_judges
+from expr_lib.measure.probes import render
 from expr_lib.swap import SHIPPED
 from expr_lib.train import TrainConfig, accelerator, average, batch_of, stop_signals, train
 

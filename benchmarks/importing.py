@@ -51,7 +51,7 @@ def make_source(root: Path, n: int) -> None:
 
 def run(source: Path, out: Path, kill_after: int = 0) -> tuple[float, float]:
     """Import, or kill the import once ``kill_after`` images are written -> seconds, peak MiB of all its processes."""
-    command = [sys.executable, "-m", "expr_lib.cli", "import", "table", str(source), str(out)]
+    command = [sys.executable, "-m", "expr_lib.apps.cli", "import", "table", str(source), str(out)]
     began, peak = time.perf_counter(), 0.0
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     partial = out / "images.npy.partial"

@@ -17,7 +17,7 @@ import torch
 from faces import machine
 
 from expr_lib.datasets import FaceData, batches
-from expr_lib.evaluate import write_results
+from expr_lib.measure.evaluate import write_results
 from expr_lib.train import TrainConfig, batch_of, build_nets, train_step
 
 

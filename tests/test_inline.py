@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from expr_lib import datasets, losses, metrics, model, train
+from expr_lib import datasets, losses, model, train
+from expr_lib.measure import metrics
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from expr_lib import judges as judges_module
 from expr_lib.datasets import FaceData, to_float
 from expr_lib.facs import AU_NAMES
-from expr_lib.judges import (
+from expr_lib.measure import judges as judges_module
+from expr_lib.measure.judges import (
     FALSE_ACCEPTS,
     AUJudge,
     IdentityJudge,
@@ -254,8 +254,8 @@ HAS_DLIB = all(importlib.util.find_spec(name) for name in ("dlib", "face_recogni
     reason="NO DLIB: the second identity judge was not tested. Install the extra photographs and run this again.",
 )
 def test_dlib_tells_rendered_people_apart_better_than_chance_and_knows_an_image_again():
+    from expr_lib.faces.plan import FacesConfig, plan_faces
     from expr_lib.faces.render import load_renderer
-    from expr_lib.faces.sample import FacesConfig, plan_faces
 
     plan = plan_faces(FacesConfig(24, 3, size=64, seed=77))
     images, _ = plan.render(load_renderer(), range(len(plan)))

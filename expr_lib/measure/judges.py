@@ -22,11 +22,12 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from expr_lib.align import dlib_model
+from expr_lib import WEIGHTS
 from expr_lib.datasets import FaceData, to_float, to_uint8
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 from expr_lib.files import replace_file, sha256
-from expr_lib.metrics import icc31, pearson
+from expr_lib.importers.align import dlib_model
+from expr_lib.measure.metrics import icc31, pearson
 
 FORMAT = 1
 SIZE = 64
@@ -35,7 +36,6 @@ FALSE_ACCEPTS = 0.01
 """Share of pairs of different people that the identity judge takes for one person."""
 FALSE_ALARMS = 0.01
 """Share of held-out renders that are called unfamiliar."""
-WEIGHTS = Path(__file__).parent / "weights"
 
 
 # -- the two networks ----------------------------------------------------------------------------------------------

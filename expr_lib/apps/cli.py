@@ -21,7 +21,8 @@ from expr_lib import SHIPPED, __version__
 if TYPE_CHECKING:
     from expr_lib.faces.plan import FacePlan
     from expr_lib.faces.render import Renderer
-    from expr_lib.measure.judges import DlibJudge, Judges
+    from expr_lib.measure.dlib_judge import DlibJudge
+    from expr_lib.measure.judges import Judges
 
 HELD_OUT_SEED = 4610
 """Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""
@@ -257,7 +258,7 @@ def train_command() -> Callable[..., None]:
 
 
 def judges_command() -> Callable[..., None]:
-    from expr_lib.measure.judges import JudgeConfig, train_judges
+    from expr_lib.measure.train_judges import JudgeConfig, train_judges
 
     def judges(
         data: Annotated[Positional[Path], arg(metavar="DATA")],
@@ -428,7 +429,7 @@ def _second_judge(size: int, renderer: "Renderer") -> "DlibJudge":
     from expr_lib.datasets import FaceData
     from expr_lib.faces.plan import FacesConfig, plan_faces
     from expr_lib.facs import AU_NAMES
-    from expr_lib.measure.judges import dlib_judge
+    from expr_lib.measure.dlib_judge import dlib_judge
     from expr_lib.measure.probes import PROBE_SEED
 
     plan = plan_faces(FacesConfig(80, 5, size=size, seed=PROBE_SEED, val=0.0, test=0.0))
@@ -447,7 +448,8 @@ def _say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any)
     import torch
 
     from expr_lib.datasets import to_float
-    from expr_lib.measure.judges import load_familiar, load_judges
+    from expr_lib.measure.familiar import load_familiar
+    from expr_lib.measure.judges import load_judges
 
     if str(about.get("data", {}).get("generator", "")).startswith("import"):
         return  # trained on other faces than those that the scale was made with

@@ -19,7 +19,8 @@ from expr_lib.faces.plan import VERSION, FacePlan
 from expr_lib.faces.render import Renderer, rotation
 from expr_lib.facs import AU_NAMES
 from expr_lib.files import replace_file
-from expr_lib.measure.judges import DlibJudge, IdentityJudge, Judges
+from expr_lib.measure.dlib_judge import DlibJudge
+from expr_lib.measure.judges import IdentityJudge, Judges
 from expr_lib.measure.metrics import (
     f1,
     figures,

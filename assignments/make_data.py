@@ -27,8 +27,8 @@ from expr_lib.losses import class_weights, hide_class, tell_class
 from expr_lib.measure.judges import load_judges
 from expr_lib.measure.metrics import leak_au, masked_l1, ssim
 from expr_lib.model import D_f, ModelConfig, Residual, au_classes, conv_bn, mix
+from expr_lib.step import frozen
 from expr_lib.swap import load
-from expr_lib.train import frozen
 
 HERE = Path(__file__).parent
 SEEN = ("AU12", "AU25", "AU26", "AU43")  # those that 32 pixels show best

@@ -34,7 +34,8 @@ from expr_lib.measure import plots
 from expr_lib.measure.evaluate import MEASURES, evaluate, write_results
 from expr_lib.measure.judges import load_judges
 from expr_lib.model import ModelConfig
-from expr_lib.train import TrainConfig, accelerator, train
+from expr_lib.step import TrainConfig
+from expr_lib.train import accelerator, train
 
 
 class MapRelated(model.AURelated):

@@ -51,8 +51,10 @@ from expr_lib.measure import plots
 from expr_lib.measure.evaluate import MEASURES, evaluate, pairs_of, write_results
 from expr_lib.measure.judges import load_judges
 from expr_lib.measure.probes import render
+from expr_lib.run import stop_signals
+from expr_lib.step import TrainConfig, batch_of
 from expr_lib.swap import SHIPPED
-from expr_lib.train import TrainConfig, accelerator, average, batch_of, stop_signals, train
+from expr_lib.train import accelerator, average, train
 
 TRIVIAL = ("copy-input", "copy-other", "render of what is read", "true render")
 PANELS = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "ssim", "kid")
@@ -92,7 +94,7 @@ def learn(
 
     `guide` is a checkpoint whose AU branch guides an editor.
 
-    Batches, seeds, precision, averaging and checkpoints are those of `expr_lib.train`; of `config` are taken
+    Batches, seeds, precision, averaging and checkpoints are those of `expr_lib`; of `config` are taken
     batch_size, ema, seed, device, precision and save_every. The rate falls to 0 over the second half, as in StarGAN.
     A run that was killed and started again ends with the same bits, unless it ends by the clock.
     """

@@ -28,6 +28,7 @@ from PIL import Image
 from expr_lib import datasets, train
 from expr_lib.datasets import FaceData, pair_batch
 from expr_lib.facs import AU_NAMES
+from expr_lib.step import TrainConfig
 
 HEIGHT, WIDTH, PEOPLE = 218, 178, 1000
 
@@ -96,7 +97,7 @@ def training(data: FaceData, run: Path, steps: int = 30) -> tuple[float, float]:
             yield batch
 
     train.batches = timed
-    config = train.TrainConfig(steps=steps, warmup_steps=0, device="cpu")
+    config = TrainConfig(steps=steps, warmup_steps=0, device="cpu")
     train.train(config, data, run)
     train.batches = draw
     seconds = begins[-1] - begins[1]  # the first batch has nothing to be read beside

@@ -39,7 +39,8 @@ from expr_lib.datasets import FaceData, pair_batch
 from expr_lib.measure import plots
 from expr_lib.measure.evaluate import write_results
 from expr_lib.model import ModelConfig
-from expr_lib.train import TrainConfig, batch_of, build_nets, partner, train_step
+from expr_lib.step import TrainConfig, batch_of, partner, train_step
+from expr_lib.train import build_nets
 
 Tasks = dict[Any, Callable[[], Any]]
 

@@ -1,35 +1,23 @@
-"""Training: the step as in the paper, then the loop around it (log, samples, checkpoints, resuming)."""
+"""One training step, as in the paper: both passes, then the discriminators learn, then the generator side."""
 
 from __future__ import annotations
 
-import copy
-import csv
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from expr_lib import checkpoint, model, processes
-from expr_lib.datasets import FaceData, batches, held_out_pairs, to_float, to_uint8
-from expr_lib.images import write_png
+from expr_lib import model, processes
+from expr_lib.datasets import to_float
 from expr_lib.losses import (
     ADVERSARIES,
     agreement_loss,
     au_loss,
-    au_weights,
-    class_weights,
     fool,
     hide_class,
     reconstruction_loss,
@@ -128,6 +116,17 @@ class Passes:
     cycle: Tensor  # (2B, 3, S, S)  Î^a, swapped back: should be I^a again
 
 
+def batch_of(pairs: Any, subjects: Tensor, config: TrainConfig) -> Batch:
+    """PairBatch -> Batch, or this process's part of it; each image mirrored by a coin toss (AUs have no side)."""
+    x = to_float(processes.part(torch.cat([pairs.image_a, pairs.image_b])))  # (2B, 3, S, S)
+    coin = processes.draw(torch.rand, len(x), 1, 1, 1, device=x.device) < 0.5
+    x = torch.where(coin, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
+    au = processes.part(torch.cat([pairs.au_a, pairs.au_b]))
+    subject = processes.part(torch.cat([pairs.subject_a, pairs.subject_b]))
+    index = torch.searchsorted(subjects, subject).masked_fill(subject < 0, -1)
+    return Batch(x, au, au_classes(au, config.model.au_levels), index[:, None])
+
+
 def partner(t: Tensor) -> Tensor:
     """(a, b) -> (b, a)."""
     return t.roll(len(t) // 2, 0)
@@ -199,7 +198,19 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
         loss["guide"] = au_loss(logit, au_b, nets.au_weight)
         loss["agree_f"] = agreement_loss(out.f_f_swap, out.f_f)
         loss["agree_r"] = agreement_loss(f_r_swap, partner(out.f_r))
-    loss["G"] = torch.stack([getattr(w, name) * value for name, value in loss.items()]).sum()
+    loss["G"] = (
+        w.au * loss["au"]
+        + w.hide_au * loss["hide_au"]
+        + w.self_ * loss["self_"]
+        + w.cycle * loss["cycle"]
+        + w.realism * loss["realism"]
+        + w.swap * loss["swap"]
+        + w.guide * loss["guide"]
+        + w.agree_f * loss["agree_f"]
+        + w.agree_r * loss["agree_r"]
+    )
+    if nets.D_r is not None:
+        loss["G"] = loss["G"] + w.hide_subject * loss["hide_subject"]
     descend(nets, nets.opt_G, loss["G"])
     return loss
 
@@ -224,23 +235,6 @@ def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[s
     loss = {"au": au_loss(logit, batch.au, nets.au_weight)}
     descend(nets, nets.opt_G, loss["au"])
     return loss
-
-
-def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
-    """High while the AU branch warms up alone, then level, and over the last `cooldown` of all steps down to 0.
-
-    The whole method starts gently: Adam knows E from the small gradients of the AU branch alone, and would answer the
-    first, far larger ones of the reconstruction with steps that end what the branch has learnt.
-    """
-    lr, fall = c.lr, min(1.0, (c.steps - step) / max(1.0, c.cooldown * c.steps))
-    if step < c.warmup_steps:
-        done = step / c.warmup_steps
-        lr = (c.lr + (c.warmup_lr - c.lr) * (1 - done)) * min(1.0, 50 * done + 0.02)
-    else:
-        lr *= min(1.0, (1 + step - c.warmup_steps) / 300)
-    for optimizer, rate in ((nets.opt_G, lr), (nets.opt_D, c.lr_d), (nets.opt_f, c.lr_d)):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * fall
 
 
 def descend(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any) -> None:
@@ -293,235 +287,3 @@ def augment(x: Tensor, strength: float = 1.0) -> Tensor:
     x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), strength * r(1, 1, 1) * (r(1, 1, 1) < 0.5))
     x = x * (1 + strength * (0.4 * r(1, 1, 1) - 0.2)) + 0.2 * strength * (r(3, 1, 1) - 0.5)
     return x + 0.05 * strength * r(1, 1, 1) * processes.draw(torch.randn, *x.shape, device=x.device)
-
-
-# ----------------------------------------------------------------------------------------------------------- the loop
-
-
-SHOWN = ("au", "self_", "cycle", "realism", "guide")  # losses beside the progress bar
-EXPLODED = 100.0  # every loss but the weighted total is a mean of order 1; in a healthy run none has exceeded 2
-
-
-def accelerator(config: TrainConfig) -> Accelerator:
-    """Device, precision and the other processes, if `accelerate launch` or `torchrun` started several."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train in fp32 first, then in bf16
-    cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    fast = (
-        torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
-    precision = {"auto": "bf16" if fast else "no", "bf16": "bf16", "fp32": "no"}[config.precision]
-    # no cache: it would hand `frozen` modules the copies of their weights that were made while they still learned
-    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(cache_enabled=False)])
-
-
-def build_nets(config: TrainConfig, data: FaceData) -> Nets:
-    """Networks and optimizers, from the seed alone, for these training images."""
-    where = accelerator(config)
-    m, device = config.model, where.device
-    torch.manual_seed(config.seed)
-    au = torch.from_numpy(data.au)
-    n_subjects = len(np.unique(data.subject[data.subject >= 0]))
-    swapper, d, d_f = Swapper(m), model.D(m), model.D_f(m)
-    d_r = model.D_r(m, n_subjects) if n_subjects > 1 else None
-    swapper.au_names = data.au_names
-    for net in (swapper, d, d_f, d_r):
-        if net is not None:
-            net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = copy.deepcopy(swapper).eval().requires_grad_(False)
-    if config.compile:
-        for part in (swapper.E, swapper.DG.G, d):
-            part.compile()  # in place: the names of the weights stay
-
-    def adam(lr: float, *nets: nn.Module | None) -> torch.optim.Optimizer:
-        learn = [p for net in nets if net is not None for p in net.parameters()]
-        return torch.optim.Adam(learn, lr, betas=(0.5, 0.99), fused=True)  # one kernel a weight instead of eight
-
-    weight = class_weights(au_classes(au, m.au_levels), max(m.au_levels))
-    return Nets(
-        swapper, ema, d, d_f, d_r,
-        adam(config.lr, swapper), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
-        au_weights(au).to(device), weight.to(device), torch.ones(1, max(n_subjects, 1), device=device), where,
-    )  # fmt: skip
-
-
-def batch_of(pairs: Any, subjects: Tensor, config: TrainConfig) -> Batch:
-    """PairBatch -> Batch, or this process's part of it; each image mirrored by a coin toss (AUs have no side)."""
-    x = to_float(processes.part(torch.cat([pairs.image_a, pairs.image_b])))  # (2B, 3, S, S)
-    coin = processes.draw(torch.rand, len(x), 1, 1, 1, device=x.device) < 0.5
-    x = torch.where(coin, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-    au = processes.part(torch.cat([pairs.au_a, pairs.au_b]))
-    subject = processes.part(torch.cat([pairs.subject_a, pairs.subject_b]))
-    index = torch.searchsorted(subjects, subject).masked_fill(subject < 0, -1)
-    return Batch(x, au, au_classes(au, config.model.au_levels), index[:, None])
-
-
-def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str | Path | None = None) -> Path:
-    """Train, or go on with what stands in `run`, and return the path of the checkpoint.
-
-    `run` gets log.csv, tensorboard/, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs),
-    checkpoint.safetensors and the one before it, checkpoint.prev.safetensors, which is used where the last is damaged.
-    A run that was killed and started again ends, on the CPU, with the same bits as one that was not. SIGINT and SIGTERM
-    save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite or
-    exceeds `EXPLODED`; ValueError for data, model or batch sizes that do not fit.
-
-    With `start_from` a new run begins with the swapper of that checkpoint, AU heads found by name: fine-tuning. It has
-    no warm-up, whatever the config says: that would train E for the AU branch alone, behind the back of G.
-    """
-    run, path = Path(run), Path(run) / "checkpoint.safetensors"
-    run.mkdir(parents=True, exist_ok=True)
-    config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
-    if start_from:
-        model_of = checkpoint.fine_tune_config(start_from, data.size, len(data.au_names))
-        config = replace(config, model=replace(model_of, noise=config.model.noise), warmup_steps=0)
-    learn = data.subset("train")
-    nets = build_nets(config, learn)
-    here = nets.accelerator
-    if start_from:
-        heads = checkpoint.start_from(start_from, nets.swapper)
-        nets.ema.load_state_dict(nets.swapper.state_dict())
-    for size in (config.warmup_batch_size, config.batch_size):
-        if size % here.num_processes:
-            raise ValueError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
-    start = resume(nets, path)
-    subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(here.device)
-    split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
-    held_out = held_out_pairs(data, config.n_samples, config.seed, split=split)
-    log = Log(run, start) if here.is_main_process else None
-    bar = tqdm(total=config.steps, initial=start, unit="step", dynamic_ncols=True, disable=log is None)
-    about = {"train": {k: v for k, v in asdict(config).items() if k != "model"}, "data": data.meta}
-    if start_from:
-        about["start"] = {"from": str(start_from), "heads": heads}
-        which = "; ".join(f"{what} {', '.join(names) or 'none'}" for what, names in heads.items())
-        if log:
-            bar.write(f"AU heads of {start_from}: {which}")
-
-    with stop_signals() as stop, bar:
-        for step in range(start, config.steps):
-            if step in (start, config.warmup_steps):
-                n = config.warmup_batch_size if step < config.warmup_steps else config.batch_size
-                pairs = batches(learn, n, seed=config.seed, device=here.device, first=step)
-            torch.manual_seed(config.seed * 1_000_003 + step)  # all chance in a step depends on the step alone
-            batch = batch_of(next(pairs), subjects, config)
-            set_learning_rates(nets, config, step)
-            if step < config.warmup_steps:
-                loss = warmup_step(nets, batch, config, step / config.warmup_steps)
-            else:
-                loss = train_step(nets, batch, config)
-            average(nets.ema, nets.swapper, config.ema, step)
-            # what all processes must agree on: the mean losses, and whether one of them was told to stop
-            told_me = torch.tensor(float(len(stop)), device=here.device)
-            *means, told = here.reduce(torch.stack([*loss.values(), told_me]).detach(), "mean").tolist()
-            values = dict(zip(loss, means, strict=True))
-            if bad := [f"{k} {v:.3g}" for k, v in values.items() if k != "G" and not abs(v) < EXPLODED]:
-                last = f"the last good checkpoint is {path}" if path.exists() else "there is no checkpoint yet"
-                raise FloatingPointError(f"step {step}: loss exploded ({', '.join(bad)}); {last}")
-            done, at_end = step + 1, step + 1 == config.steps
-            bar.update()
-            if log and (done % config.log_every == 0 or at_end):
-                log.write(done, values)
-                shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
-                bar.set_postfix_str(f"{(bar.format_dict['rate'] or 0) * 2 * n:.0f} images/s {shown}")
-            if log and (done % config.sample_every == 0 or at_end):
-                log.picture(done, sample(nets.ema, data, held_out, here.device))
-            if log and (done % config.save_every == 0 or at_end or told):
-                metadata = checkpoint.describe(nets.ema, step=done, **about)
-                checkpoint.save(path, all_tensors(nets), metadata, keep_previous=True)
-            if told:
-                if log:
-                    bar.write(f"stopped after step {done}; saved in {path}; the same command goes on from there")
-                if stop and stop[0] == signal.SIGINT:
-                    raise KeyboardInterrupt
-                raise SystemExit(128 + (stop[0] if stop else signal.SIGTERM))
-    here.end_training()  # several processes part here, after the last checkpoint is written
-    return path
-
-
-def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """ema <- decay ema + (1 - decay) model; the decay is small at first, so that the average forgets the start."""
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-        for kept, now in zip(ema.buffers(), model.buffers(), strict=True):
-            kept.copy_(now)  # batch norm's statistics are averages already
-
-
-def all_tensors(nets: Nets) -> dict[str, Tensor]:
-    """Everything that a resumed run needs."""
-    tensors: dict[str, Tensor] = {}
-    for name, value in vars(nets).items():
-        if isinstance(value, nn.Module):
-            tensors |= checkpoint.module_tensors(name, value)
-        elif isinstance(value, torch.optim.Optimizer):
-            tensors |= checkpoint.optimizer_tensors(name, value)
-    return tensors
-
-
-def resume(nets: Nets, path: Path) -> int:
-    """Fill networks and optimizers from a checkpoint -> number of steps done, 0 where there is none."""
-    if (last := checkpoint.load_last(path)) is None:
-        return 0
-    tensors, about = last
-    checkpoint.check_au_names(tuple(about["au_names"]), nets.swapper.au_names, path)
-    for name, value in vars(nets).items():
-        if isinstance(value, nn.Module):
-            checkpoint.load_module(name, value, tensors, path)
-        elif isinstance(value, torch.optim.Optimizer):
-            checkpoint.load_optimizer(name, value, tensors)
-    return about["step"]
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM are only noted, in the list that this gives; outside the main thread, nothing is."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class Log:
-    """log.csv, tensorboard/ and samples/; a resumed run drops what was logged after its checkpoint."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        self.run, self.path = run, run / "log.csv"
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self.columns = ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_f", "D_r"]
-        rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["step"]) <= step)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        with self.path.open("a", newline="") as file:
-            row = {"step": step} | {k: f"{v:.6g}" for k, v in values.items()}
-            csv.DictWriter(file, self.columns).writerow(row)
-        for name, value in values.items():
-            self.board.add_scalar(f"loss/{name}", value, step)
-        self.board.flush()
-
-    def picture(self, step: int, grid: np.ndarray) -> None:
-        write_png(self.run / "samples" / f"{step:07d}.png", grid)
-        self.board.add_image("samples", grid, step, dataformats="HWC")
-
-
-@torch.no_grad()
-def sample(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: torch.device) -> np.ndarray:
-    """A picture of rows (n, 2) of `data`: one column for each pair; a, b, swap, self-reconstruction, cross-cycle.
-
-    -> (5 S, n S, 3) uint8.
-    """
-    a, b = (to_float(data.pixels(pairs[:, i], device)) for i in (0, 1))  # (n, 3, S, S)
-    swap_a, swap_b = swapper.swap(a, b)
-    cycle_a, _ = swapper.swap(swap_a, swap_b)
-    rows = torch.stack([a, b, swap_a, swapper.reconstruct(a), cycle_a])  # (5, n, 3, S, S)
-    grid = to_uint8(rows).permute(0, 3, 1, 4, 2)  # (5, S, n, S, 3)
-    return grid.reshape(5 * data.size, len(pairs) * data.size, 3).cpu().numpy()

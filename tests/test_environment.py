@@ -130,7 +130,7 @@ importers.align importers.source
 importers.bp4d importers.ckplus importers.disfa importers.ganimation
 importers.openface importers.pyfeat importers.rafd importers.table
 importers.write
-measure.metrics measure.judges measure.train_judges measure.familiar measure.dlib_judge
+measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge
 measure.probes measure.evaluate measure.plots measure.report
 apps.widgets apps.cli
 """.split()

@@ -1,0 +1,144 @@
+"""Training: the networks, the learning rates, and the loop over steps."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
+from torch import nn
+from tqdm import tqdm
+
+from expr_lib import checkpoint, model
+from expr_lib.datasets import FaceData, batches
+from expr_lib.losses import au_weights, class_weights
+from expr_lib.model import Swapper, au_classes
+from expr_lib.run import Run
+from expr_lib.step import Nets, TrainConfig, batch_of, train_step, warmup_step
+
+
+def accelerator(config: TrainConfig) -> Accelerator:
+    """Device, precision and the other processes, if `accelerate launch` or `torchrun` started several."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train in fp32 first, then in bf16
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    fast = (
+        torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    precision = {"auto": "bf16" if fast else "no", "bf16": "bf16", "fp32": "no"}[config.precision]
+    # no cache: it would hand `frozen` modules the copies of their weights that were made while they still learned
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(cache_enabled=False)])
+
+
+def build_nets(config: TrainConfig, data: FaceData) -> Nets:
+    """Networks and optimizers, from the seed alone, for these training images."""
+    where = accelerator(config)
+    m, device = config.model, where.device
+    torch.manual_seed(config.seed)
+    au = torch.from_numpy(data.au)
+    n_subjects = len(np.unique(data.subject[data.subject >= 0]))
+    swapper, d, d_f = Swapper(m), model.D(m), model.D_f(m)
+    d_r = model.D_r(m, n_subjects) if n_subjects > 1 else None
+    swapper.au_names = data.au_names
+    for net in (swapper, d, d_f, d_r):
+        if net is not None:
+            net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = copy.deepcopy(swapper).eval().requires_grad_(False)
+    if config.compile:
+        for part in (swapper.E, swapper.DG.G, d):
+            part.compile()  # in place: the names of the weights stay
+
+    def adam(lr: float, *nets: nn.Module | None) -> torch.optim.Optimizer:
+        learn = [p for net in nets if net is not None for p in net.parameters()]
+        return torch.optim.Adam(learn, lr, betas=(0.5, 0.99), fused=True)  # one kernel a weight instead of eight
+
+    weight = class_weights(au_classes(au, m.au_levels), max(m.au_levels))
+    return Nets(
+        swapper, ema, d, d_f, d_r,
+        adam(config.lr, swapper), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
+        au_weights(au).to(device), weight.to(device), torch.ones(1, max(n_subjects, 1), device=device), where,
+    )  # fmt: skip
+
+
+def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
+    """High while the AU branch warms up alone, then level, and over the last `cooldown` of all steps down to 0.
+
+    The whole method starts gently: Adam knows E from the small gradients of the AU branch alone, and would answer the
+    first, far larger ones of the reconstruction with steps that end what the branch has learnt.
+    """
+    lr, fall = c.lr, min(1.0, (c.steps - step) / max(1.0, c.cooldown * c.steps))
+    if step < c.warmup_steps:
+        done = step / c.warmup_steps
+        lr = (c.lr + (c.warmup_lr - c.lr) * (1 - done)) * min(1.0, 50 * done + 0.02)
+    else:
+        lr *= min(1.0, (1 + step - c.warmup_steps) / 300)
+    for optimizer, rate in ((nets.opt_G, lr), (nets.opt_D, c.lr_d), (nets.opt_f, c.lr_d)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * fall
+
+
+def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """ema <- decay ema + (1 - decay) model; the decay is small at first, so that the average forgets the start."""
+    decay = min(decay, (1 + step) / (10 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        for kept, now in zip(ema.buffers(), model.buffers(), strict=True):
+            kept.copy_(now)  # batch norm's statistics are averages already
+
+
+def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str | Path | None = None) -> Path:
+    """Train, or go on with what stands in `run`, and return the path of the checkpoint.
+
+    `run` gets log.csv, tensorboard/, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs),
+    checkpoint.safetensors and the one before it, checkpoint.prev.safetensors, which is used where the last is damaged.
+    A run that was killed and started again ends, on the CPU, with the same bits as one that was not. SIGINT and SIGTERM
+    save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite or
+    exceeds `EXPLODED`; ValueError for data, model or batch sizes that do not fit.
+
+    With `start_from` a new run begins with the swapper of that checkpoint, AU heads found by name: fine-tuning. It has
+    no warm-up, whatever the config says: that would train E for the AU branch alone, behind the back of G.
+    """
+    run = Path(run)
+    run.mkdir(parents=True, exist_ok=True)
+    config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
+    if start_from:
+        model_of = checkpoint.fine_tune_config(start_from, data.size, len(data.au_names))
+        config = replace(config, model=replace(model_of, noise=config.model.noise), warmup_steps=0)
+    learn = data.subset("train")
+    nets = build_nets(config, learn)
+    here = nets.accelerator
+    about = {"train": {k: v for k, v in asdict(config).items() if k != "model"}, "data": data.meta}
+    if start_from:
+        heads = checkpoint.start_from(start_from, nets.swapper)
+        nets.ema.load_state_dict(nets.swapper.state_dict())
+        about["start"] = {"from": str(start_from), "heads": heads}
+        if here.is_main_process:
+            which = "; ".join(f"{what} {', '.join(names) or 'none'}" for what, names in heads.items())
+            tqdm.write(f"AU heads of {start_from}: {which}")
+    for size in (config.warmup_batch_size, config.batch_size):
+        if size % here.num_processes:
+            raise ValueError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
+    subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(here.device)
+
+    with Run(run, config, nets, data, about) as this:
+        for step in range(this.start, config.steps):
+            warm = step < config.warmup_steps
+            if step in (this.start, config.warmup_steps):
+                n = config.warmup_batch_size if warm else config.batch_size
+                pairs = batches(learn, n, seed=config.seed, device=here.device, first=step)
+            torch.manual_seed(config.seed * 1_000_003 + step)  # all chance in a step depends on the step alone
+            batch = batch_of(next(pairs), subjects, config)
+            set_learning_rates(nets, config, step)
+            loss = (
+                warmup_step(nets, batch, config, step / config.warmup_steps)
+                if warm
+                else train_step(nets, batch, config)
+            )
+            average(nets.ema, nets.swapper, config.ema, step)
+            this.after(step, loss)
+    here.end_training()  # several processes part here, after the last checkpoint is written
+    return this.path

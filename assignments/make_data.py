@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expr_lib.datasets import FaceData, to_float
+from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
-from expr_lib.faces.sample import FacesConfig, plan_faces
 from expr_lib.facs import AU_NAMES
-from expr_lib.judges import load_judges
 from expr_lib.losses import class_weights, hide_class, tell_class
-from expr_lib.metrics import leak_au, masked_l1, ssim
+from expr_lib.measure.judges import load_judges
+from expr_lib.measure.metrics import leak_au, masked_l1, ssim
 from expr_lib.model import D_f, ModelConfig, Residual, au_classes, conv_bn, mix
+from expr_lib.step import frozen
 from expr_lib.swap import load
-from expr_lib.train import frozen
 
 HERE = Path(__file__).parent
 SEEN = ("AU12", "AU25", "AU26", "AU43")  # those that 32 pixels show best

@@ -25,15 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from expr_lib import checkpoint, model, plots
-from expr_lib.cli import held_out_faces
+from expr_lib import checkpoint, model
+from expr_lib.apps.cli import held_out_faces
 from expr_lib.datasets import FaceData
-from expr_lib.evaluate import MEASURES, evaluate, write_results
 from expr_lib.faces.render import load_renderer
 from expr_lib.files import replace_file
-from expr_lib.judges import load_judges
+from expr_lib.measure import plots
+from expr_lib.measure.evaluate import MEASURES, evaluate, write_results
+from expr_lib.measure.judges import load_judges
 from expr_lib.model import ModelConfig
-from expr_lib.train import TrainConfig, accelerator, train
+from expr_lib.step import TrainConfig
+from expr_lib.train import accelerator, train
 
 
 class MapRelated(model.AURelated):

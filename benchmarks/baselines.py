@@ -43,7 +43,7 @@ from expr_lib.datasets import to_uint8
 from expr_lib.facs import MAX_INTENSITY
 from expr_lib.losses import weighted_mean
 from expr_lib.model import ModelConfig, Swapper, au_classes
-from expr_lib.train import Batch, augment, frozen, partner
+from expr_lib.step import Batch, augment, frozen, partner
 
 METHODS = ("GANimation", "StarGAN", "relative AUs", "DRIT")
 Estimator = Callable[[Tensor], Tensor]

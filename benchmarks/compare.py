@@ -43,15 +43,18 @@ from baselines import (
 )
 from tqdm import tqdm
 
-from expr_lib import checkpoint, plots
-from expr_lib.cli import held_out_faces
+from expr_lib import checkpoint
+from expr_lib.apps.cli import held_out_faces
 from expr_lib.datasets import FaceData, batches, to_uint8
-from expr_lib.evaluate import MEASURES, evaluate, pairs_of, write_results
 from expr_lib.faces.render import load_renderer
-from expr_lib.judges import load_judges
-from expr_lib.probes import render
+from expr_lib.measure import plots
+from expr_lib.measure.evaluate import MEASURES, evaluate, pairs_of, write_results
+from expr_lib.measure.judges import load_judges
+from expr_lib.measure.probes import render
+from expr_lib.run import stop_signals
+from expr_lib.step import TrainConfig, batch_of
 from expr_lib.swap import SHIPPED
-from expr_lib.train import TrainConfig, accelerator, average, batch_of, stop_signals, train
+from expr_lib.train import accelerator, average, train
 
 TRIVIAL = ("copy-input", "copy-other", "render of what is read", "true render")
 PANELS = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "ssim", "kid")
@@ -91,7 +94,7 @@ def learn(
 
     `guide` is a checkpoint whose AU branch guides an editor.
 
-    Batches, seeds, precision, averaging and checkpoints are those of `expr_lib.train`; of `config` are taken
+    Batches, seeds, precision, averaging and checkpoints are those of `expr_lib`; of `config` are taken
     batch_size, ema, seed, device, precision and save_every. The rate falls to 0 over the second half, as in StarGAN.
     A run that was killed and started again ends with the same bits, unless it ends by the clock.
     """

@@ -49,8 +49,8 @@ def measure(setting: tuple[str, int, int]) -> Row:
 
     import torch
 
+    from expr_lib.faces.plan import FacesConfig, plan_faces
     from expr_lib.faces.render import load_renderer
-    from expr_lib.faces.sample import FacesConfig, plan_faces
 
     device, size, batch = setting
     plan = plan_faces(FacesConfig(n_subjects=max(batch, 2), images_per_subject=1, size=size))

@@ -28,6 +28,7 @@ from PIL import Image
 from expr_lib import datasets, train
 from expr_lib.datasets import FaceData, pair_batch
 from expr_lib.facs import AU_NAMES
+from expr_lib.step import TrainConfig
 
 HEIGHT, WIDTH, PEOPLE = 218, 178, 1000
 
@@ -51,7 +52,7 @@ def make_source(root: Path, n: int) -> None:
 
 def run(source: Path, out: Path, kill_after: int = 0) -> tuple[float, float]:
     """Import, or kill the import once ``kill_after`` images are written -> seconds, peak MiB of all its processes."""
-    command = [sys.executable, "-m", "expr_lib.cli", "import", "table", str(source), str(out)]
+    command = [sys.executable, "-m", "expr_lib.apps.cli", "import", "table", str(source), str(out)]
     began, peak = time.perf_counter(), 0.0
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     partial = out / "images.npy.partial"
@@ -96,7 +97,7 @@ def training(data: FaceData, run: Path, steps: int = 30) -> tuple[float, float]:
             yield batch
 
     train.batches = timed
-    config = train.TrainConfig(steps=steps, warmup_steps=0, device="cpu")
+    config = TrainConfig(steps=steps, warmup_steps=0, device="cpu")
     train.train(config, data, run)
     train.batches = draw
     seconds = begins[-1] - begins[1]  # the first batch has nothing to be read beside

@@ -34,11 +34,13 @@ from torch import Tensor, multiprocessing, nn
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from expr_lib import datasets, plots
+from expr_lib import datasets
 from expr_lib.datasets import FaceData, pair_batch
-from expr_lib.evaluate import write_results
+from expr_lib.measure import plots
+from expr_lib.measure.evaluate import write_results
 from expr_lib.model import ModelConfig
-from expr_lib.train import TrainConfig, batch_of, build_nets, partner, train_step
+from expr_lib.step import TrainConfig, batch_of, partner, train_step
+from expr_lib.train import build_nets
 
 Tasks = dict[Any, Callable[[], Any]]
 

@@ -17,8 +17,9 @@ import torch
 from faces import machine
 
 from expr_lib.datasets import FaceData, batches
-from expr_lib.evaluate import write_results
-from expr_lib.train import TrainConfig, batch_of, build_nets, train_step
+from expr_lib.measure.evaluate import write_results
+from expr_lib.step import TrainConfig, batch_of, train_step
+from expr_lib.train import build_nets
 
 
 def measure(data: FaceData, precision: str, batch_size: int, steps: int, device: str) -> dict[str, float | int | str]:

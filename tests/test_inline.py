@@ -4,6 +4,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,9 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from expr_lib import datasets, losses, metrics, model, train
+from expr_lib import datasets, losses, model, step, train
+from expr_lib.measure import metrics
+from expr_lib.step import TrainConfig
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
@@ -91,29 +94,29 @@ def test_04_losses_of_pictures():
 
 def test_04_one_training_step_ends_with_the_librarys_weights(tiny_faces: datasets.FaceData):
     learn = tiny_faces.subset("train")
-    c = train.TrainConfig(
+    c = TrainConfig(
         batch_size=3, precision="fp32", device="cpu",
-        model=train.ModelConfig(size=16, n_aus=3, width=16, width_r=16, width_d=8, conditional=False),
+        model=model.ModelConfig(size=16, n_aus=3, width=16, width_r=16, width_d=8, conditional=False),
     )  # fmt: skip
     here = inline(
         "04", "descend", "partner", "both_passes", "reconstruction_loss", "tell_images", "fool", "update_D", "update_G",
-        Passes=train.Passes, augment=train.augment, frozen=train.frozen, au_loss=losses.au_loss,
+        Passes=step.Passes, augment=step.augment, frozen=step.frozen, au_loss=losses.au_loss,
         hide_class=losses.hide_class, tell_class=losses.tell_class, agreement_loss=losses.agreement_loss,
     )  # fmt: skip
     after = []
-    for step in (here, train):
-        nets = train.replace(train.build_nets(c, learn), D_r=None)
+    for own in (here, step):
+        nets = replace(train.build_nets(c, learn), D_r=None)
         for optimizer in (nets.opt_G, nets.opt_D, nets.opt_f):
             optimizer.param_groups[0]["eps"] = 1e-4  # or Adam's first step follows the sign of what is only rounding
         nets.swapper.warm = True
         nets.swapper.train()
         pairs = datasets.pair_batch(learn, 0, c.batch_size, 0)
         torch.manual_seed(0)
-        batch = train.batch_of(pairs, torch.from_numpy(np.unique(learn.subject)), c)
+        batch = step.batch_of(pairs, torch.from_numpy(np.unique(learn.subject)), c)
         torch.manual_seed(1)  # f_f is noisy: the passes of both must draw the same noise
-        out = step.both_passes(nets.swapper, batch.x, True)
+        out = own.both_passes(nets.swapper, batch.x, True)
         torch.manual_seed(2)
-        loss = step.update_D(nets, batch, out, c) | step.update_G(nets, batch, out, c)
+        loss = own.update_D(nets, batch, out, c) | own.update_G(nets, batch, out, c)
         after.append((loss, nets.swapper.state_dict(), nets.D.state_dict(), nets.D_f.state_dict()))
     (loss, *networks), (expected, *expected_networks) = after
     torch.testing.assert_close(loss, expected)
@@ -126,16 +129,16 @@ def test_04_one_training_step_ends_with_the_librarys_weights(tiny_faces: dataset
 
 def test_05_learning_rate_and_decay(tiny_faces: datasets.FaceData):
     here = inline("05", "learning_rate", "decay")
-    c = train.TrainConfig(steps=1000, warmup_steps=200)
+    c = TrainConfig(steps=1000, warmup_steps=200)
     w = nn.Parameter(torch.zeros(1))
     nets = SimpleNamespace(**{name: torch.optim.Adam([w]) for name in ("opt_G", "opt_D", "opt_f")})
-    for step in (0, 1, 3, 100, 199, 200, 350, 600, 701, 999):
-        train.set_learning_rates(nets, c, step)
-        assert here.learning_rate(c, step) == pytest.approx(nets.opt_G.param_groups[0]["lr"])
+    for done in (0, 1, 3, 100, 199, 200, 350, 600, 701, 999):
+        train.set_learning_rates(nets, c, done)
+        assert here.learning_rate(c, done) == pytest.approx(nets.opt_G.param_groups[0]["lr"])
         ema, model = nn.Linear(1, 1), nn.Linear(1, 1)
         ema.weight.data.fill_(1.0), model.weight.data.fill_(0.0)
-        train.average(ema, model, c.ema, step)
-        assert here.decay(step, c) == pytest.approx(ema.weight.item())
+        train.average(ema, model, c.ema, done)
+        assert here.decay(done, c) == pytest.approx(ema.weight.item())
 
 
 # -- 06 Does it work? ----------------------------------------------------------------------------------------------

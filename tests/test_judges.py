@@ -9,29 +9,29 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from expr_lib import judges as judges_module
 from expr_lib.datasets import FaceData, to_float
 from expr_lib.facs import AU_NAMES
-from expr_lib.judges import (
+from expr_lib.measure import train_judges as training
+from expr_lib.measure.dlib_judge import dlib_judge
+from expr_lib.measure.familiar import calibrate, load_familiar, save_familiar
+from expr_lib.measure.judges import (
     FALSE_ACCEPTS,
     AUJudge,
     IdentityJudge,
-    JudgeConfig,
     Judges,
     acceptance,
-    au_ceilings,
-    au_loss,
-    augment,
-    calibrate,
-    cosface_loss,
-    dlib_judge,
     judge_all,
-    load_familiar,
     load_judge,
     load_judges,
     pair_cosines,
-    save_familiar,
     save_judge,
+)
+from expr_lib.measure.train_judges import (
+    JudgeConfig,
+    au_ceilings,
+    au_loss,
+    augment,
+    cosface_loss,
     train_au_judge,
     train_identity_judge,
     train_judges,
@@ -165,8 +165,8 @@ def test_train_judges_reports_ships_and_does_not_train_twice(faces, tmp_path, mo
     def train_again(*args, **kwargs):
         raise AssertionError("a finished judge was trained again")
 
-    monkeypatch.setattr(judges_module, "train_au_judge", train_again)
-    monkeypatch.setattr(judges_module, "train_identity_judge", train_again)
+    monkeypatch.setattr(training, "train_au_judge", train_again)
+    monkeypatch.setattr(training, "train_identity_judge", train_again)
     assert train_judges("toy", tmp_path, config, progress=False) == report
     with pytest.raises(AssertionError, match="trained again"):
         train_judges("toy", tmp_path, replace(config, seed=1), progress=False)
@@ -254,8 +254,8 @@ HAS_DLIB = all(importlib.util.find_spec(name) for name in ("dlib", "face_recogni
     reason="NO DLIB: the second identity judge was not tested. Install the extra photographs and run this again.",
 )
 def test_dlib_tells_rendered_people_apart_better_than_chance_and_knows_an_image_again():
+    from expr_lib.faces.plan import FacesConfig, plan_faces
     from expr_lib.faces.render import load_renderer
-    from expr_lib.faces.sample import FacesConfig, plan_faces
 
     plan = plan_faces(FacesConfig(24, 3, size=64, seed=77))
     images, _ = plan.render(load_renderer(), range(len(plan)))

@@ -7,7 +7,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import f1_score
 from torchmetrics.image.kid import poly_mmd
 
-from expr_lib.metrics import (
+from expr_lib.measure.metrics import (
     balanced_accuracy,
     bootstrap,
     f1,

@@ -11,9 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from expr_lib import plots
 from expr_lib.facs import ACTION_UNITS, AU_NAMES
 from expr_lib.images import read_image
+from expr_lib.measure import plots
 
 
 @pytest.fixture(autouse=True)

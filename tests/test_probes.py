@@ -8,8 +8,8 @@ import torch
 from toy import JUDGES, PLAN, Mixer, ToyRenderer
 
 from expr_lib.facs import AU_NAMES
-from expr_lib.metrics import balanced_accuracy, leak_au, leak_id
-from expr_lib.probes import PROBE_SEED, cross_talk, leaks, probe_au, probe_subject, render
+from expr_lib.measure.metrics import balanced_accuracy, leak_au, leak_id
+from expr_lib.measure.probes import PROBE_SEED, cross_talk, leaks, probe_au, probe_subject, render
 
 K = {name: k for k, name in enumerate(AU_NAMES)}
 
@@ -81,8 +81,8 @@ def test_probe_au_reads_rendered_faces_from_their_pixels_and_nothing_from_shuffl
 @pytest.fixture(scope="module")
 def faces_of_two():
     """Renders of 32 px of 60 people, and of 20 others: two pairs of images (N, 3, 32, 32) and AUs (N, 17)."""
+    from expr_lib.faces.plan import FacesConfig, plan_faces
     from expr_lib.faces.render import Renderer, load_renderer
-    from expr_lib.faces.sample import FacesConfig, plan_faces
 
     renderer, found = Renderer(load_renderer().head, supersample=1), []
     for n, seed in ((60, 1), (20, 2)):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from expr_lib import cli
-from expr_lib.evaluate import MARKERS, markdown_table
+from expr_lib.apps import cli
+from expr_lib.measure.evaluate import MARKERS, markdown_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / x for x in ("README.md", "CONTRIBUTING.md", "expr_lib/README.md", "benchmarks/README.md")]

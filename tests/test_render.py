@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer, rasterize, rotation
-from expr_lib.faces.sample import EXCLUDED, FacesConfig, plan_faces
+from expr_lib.faces.sample import EXCLUDED
 from expr_lib.facs import AU_NAMES
 
 SIZE = 48

@@ -13,10 +13,10 @@ import torch
 from matplotlib.colors import to_hex
 from toy import JUDGES, PLAN, SIZE, Mixer, ToyRenderer
 
-from expr_lib import report
-from expr_lib.evaluate import evaluate, markdown_table
 from expr_lib.facs import AU_NAMES
 from expr_lib.images import read_image
+from expr_lib.measure import report
+from expr_lib.measure.evaluate import evaluate, markdown_table
 
 SWAPPER = Mixer(gain=0.7)
 

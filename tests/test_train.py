@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -25,10 +26,27 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, multiprocessing, nn
 
 from expr_lib import checkpoint, processes, train
+from expr_lib import step as steps
 from expr_lib.checkpoint import load_swapper
 from expr_lib.datasets import FaceData, pair_batch
 from expr_lib.model import BatchNorm, ModelConfig, au_classes
-from expr_lib.train import Batch, Nets, TrainConfig, augment, batch_of, both_passes, build_nets, frozen, partner
+from expr_lib.run import all_tensors, lock
+from expr_lib.step import (
+    Batch,
+    Nets,
+    TrainConfig,
+    Weights,
+    augment,
+    batch_of,
+    both_passes,
+    frozen,
+    partner,
+    train_step,
+    update_D,
+    update_G,
+    warmup_step,
+)
+from expr_lib.train import build_nets
 
 TINY = TrainConfig(
     steps=12, warmup_steps=4, batch_size=3, warmup_batch_size=3, precision="fp32", device="cpu",
@@ -38,7 +56,9 @@ TINY = TrainConfig(
 IN_A_PROCESS = """
 import json, sys
 from expr_lib.datasets import FaceData
-from expr_lib.train import ModelConfig, TrainConfig, Weights, train
+from expr_lib.model import ModelConfig
+from expr_lib.step import TrainConfig, Weights
+from expr_lib.train import train
 c = json.loads(sys.argv[3])
 c["model"]["levels"] = tuple(c["model"]["levels"])
 c["model"], c["weights"] = ModelConfig(**c["model"]), Weights(**c["weights"])
@@ -103,7 +123,7 @@ def test_the_passes_are_the_papers(nets: Nets, batch: Batch) -> None:
 @BOTH
 def test_updating_the_discriminators_leaves_every_generator_weight_bit_identical(nets: Nets, batch: Batch) -> None:
     before, others = bits(nets.swapper), [bits(d) for d in discriminators(nets)]
-    train.update_D(nets, batch, both_passes(nets.swapper, batch.x, True), TINY)
+    update_D(nets, batch, both_passes(nets.swapper, batch.x, True), TINY)
     assert changed(nets.swapper, before) == set()
     assert all(p.grad is None for p in nets.swapper.parameters())
     assert all(changed(d, b) for d, b in zip(discriminators(nets), others, strict=True))
@@ -112,7 +132,7 @@ def test_updating_the_discriminators_leaves_every_generator_weight_bit_identical
 @BOTH
 def test_updating_the_generator_leaves_every_discriminator_weight_bit_identical(nets: Nets, batch: Batch) -> None:
     before, others = bits(nets.swapper), [bits(d) for d in discriminators(nets)]
-    train.update_G(nets, batch, both_passes(nets.swapper, batch.x, True), TINY)
+    update_G(nets, batch, both_passes(nets.swapper, batch.x, True), TINY)
     assert changed(nets.swapper, before) == {name for name, _ in nets.swapper.named_parameters()}
     for d, b in zip(discriminators(nets), others, strict=True):
         assert changed(d, b) == set() and all(p.grad is None and p.requires_grad for p in d.parameters())
@@ -126,7 +146,7 @@ def test_the_au_branch_gets_no_gradient_from_synthesized_images(nets: Nets, batc
     c = replace(TINY, weights=replace(TINY.weights, hide_subject=0.0))
     with nets.accelerator.autocast():
         out = both_passes(nets.swapper, batch.x, detach_f_r=True)
-    train.update_G(nets, blind, out, c)
+    update_G(nets, blind, out, c)
     assert {name.split(".")[1] for name in reached(nets.swapper)} == {"net", "free", "G"}
 
 
@@ -171,7 +191,7 @@ def test_an_end_to_end_cross_cycle_prefers_a_copy_and_a_detached_one_the_swap() 
 
 def test_the_warm_up_trains_the_au_branch_alone(nets: Nets, batch: Batch) -> None:
     before = bits(nets.swapper)
-    train.warmup_step(nets, batch, TINY, 0.5)
+    warmup_step(nets, batch, TINY, 0.5)
     assert {name.split(".")[1] for name in changed(nets.swapper, before)} == {"net", "related"}  # E.net, DG.related
 
 
@@ -199,19 +219,19 @@ def test_without_subjects_there_is_no_subject_discriminator(tiny_faces: FaceData
     data = replace(tiny_faces, subject=np.full_like(tiny_faces.subject, -1))
     nets = build_nets(TINY, data)
     assert nets.D_r is None
-    loss = train.train_step(nets, batch, TINY)
+    loss = train_step(nets, batch, TINY)
     assert "D_r" not in loss and "hide_subject" not in loss and loss["G"].isfinite()
 
 
 @pytest.mark.parametrize("adversary", ["uniform", "none", "reversal", "inverted", "entropy"])
 def test_every_adversary_trains_both_sides_and_keeps_them_apart(nets: Nets, batch: Batch, adversary: str) -> None:
-    only = train.Weights(**dict.fromkeys(train.Weights.__annotations__, 0.0) | {"hide_au": 1.0})
+    only = Weights(**dict.fromkeys(Weights.__annotations__, 0.0) | {"hide_au": 1.0})
     c = replace(TINY, adversary=adversary, weights=only)
     out, before, others = both_passes(nets.swapper, batch.x, True), bits(nets.swapper), bits(nets.D)
-    loss = train.update_D(nets, batch, out, c)
+    loss = update_D(nets, batch, out, c)
     assert changed(nets.swapper, before) == set() and loss["D_f"] > 0
     d_f = bits(nets.D_f)
-    train.update_G(nets, batch, out, c)
+    update_G(nets, batch, out, c)
     assert changed(nets.D_f, d_f) == set() and changed(nets.D, others)
     hides = any("DG.free" in name for name in reached(nets.swapper))
     assert hides == (adversary != "none")
@@ -221,7 +241,7 @@ def test_every_adversary_trains_both_sides_and_keeps_them_apart(nets: Nets, batc
 def test_a_batch_without_any_label_still_trains(nets: Nets, batch: Batch, consistency: str) -> None:
     none = replace(batch, au=torch.full_like(batch.au, torch.nan), cls=torch.full_like(batch.cls, -1))
     none.subject = torch.full_like(batch.subject, -1)
-    loss = train.train_step(nets, none, replace(TINY, consistency=consistency))
+    loss = train_step(nets, none, replace(TINY, consistency=consistency))
     assert all(value.isfinite() for value in loss.values())
     assert loss["au"] == loss["D_f"] == loss["D_r"] == loss["hide_au"] == loss["guide"] == 0
 
@@ -246,8 +266,8 @@ def test_no_number_stands_for_a_missing_label(
         monkeypatch.setattr(Tensor, "clamp_min", clamp_min)
         nets = build_nets(c, learn)
         torch.manual_seed(0)
-        losses = train.warmup_step(nets, holes, c, 1.0) | train.train_step(nets, holes, c)
-        return losses, train.all_tensors(nets)  # networks and what Adam knows of their gradients
+        losses = warmup_step(nets, holes, c, 1.0) | train_step(nets, holes, c)
+        return losses, all_tensors(nets)  # networks and what Adam knows of their gradients
 
     for one, other in zip(step(0.0, 0), step(3.7, 3), strict=True):
         differ = [name for name in one if not torch.equal(one[name], other[name])]
@@ -326,7 +346,7 @@ def test_killed_and_resumed_ends_with_the_bits_of_a_run_that_was_not(
 def test_a_signal_saves_before_leaving(
     tiny_faces: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, leaves: type[BaseException]
 ) -> None:
-    step, before = train.train_step, signal.getsignal(number)
+    step, before = train_step, signal.getsignal(number)
 
     def interrupted(*args):  # type: ignore[no-untyped-def]
         os.kill(os.getpid(), number)
@@ -346,11 +366,45 @@ def test_an_exploded_loss_stops_and_names_the_last_good_checkpoint(
 ) -> None:
     path = train.train(replace(TINY, steps=6), tiny_faces, tmp_path)
     good = path.read_bytes()
-    monkeypatch.setattr(train, "agreement_loss", lambda feature, _: feature.mean() * 0 + loss)
+    monkeypatch.setattr(steps, "agreement_loss", lambda feature, _: feature.mean() * 0 + loss)
     message = rf"step 6: loss exploded \(agree_f {said}, agree_r {said}\); the last good checkpoint is {path}"
     with pytest.raises(FloatingPointError, match=message):
         train.train(TINY, tiny_faces, tmp_path)
     assert path.read_bytes() == good
+
+
+def test_a_loss_that_explodes_between_two_looks_is_found_before_anything_is_saved(
+    tiny_faces: FaceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses come from the device on few steps only; one that was bad for a single step is noticed all the same."""
+    c = replace(TINY, steps=20, log_every=100, sample_every=100, save_every=6)
+    path, loss, taken = tmp_path / "checkpoint.safetensors", steps.agreement_loss, list[int]()
+
+    def once(feature: Tensor, other: Tensor) -> Tensor:  # two a step, from step 4 on: those of step 7 are bad
+        taken.append(len(taken))
+        return loss(feature, other) * 0 + 101.0 if taken[-1] // 2 == 3 else loss(feature, other)
+
+    monkeypatch.setattr(steps, "agreement_loss", once)
+    message = rf"step 7: loss exploded \(agree_f 101, agree_r 101\); the last good checkpoint is {path}"
+    with pytest.raises(FloatingPointError, match=message):
+        train.train(c, tiny_faces, tmp_path)
+    assert checkpoint.load(path)[1]["step"] == 6
+    assert len(taken) == 2 * 8  # steps 4 to 11: found when step 12 was to be saved
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tiny_faces: FaceData, tmp_path: Path) -> None:
+    train.train(replace(TINY, steps=2), tiny_faces, tmp_path)
+    before = (tmp_path / "log.csv").read_bytes()
+    with lock(tmp_path), pytest.raises(BlockingIOError, match=f"{tmp_path}: another process is training here"):
+        train.train(TINY, tiny_faces, tmp_path)
+    assert (tmp_path / "log.csv").read_bytes() == before
+    train.train(replace(TINY, steps=3), tiny_faces, tmp_path)  # free again
+
+
+def test_a_run_leaves_no_thread_behind(tiny_faces: FaceData, tmp_path: Path) -> None:
+    before = threading.active_count()
+    train.train(replace(TINY, steps=2), tiny_faces, tmp_path)
+    assert threading.active_count() <= before
 
 
 def test_a_run_is_not_continued_with_other_data_or_another_model(tiny_faces: FaceData, tmp_path: Path) -> None:

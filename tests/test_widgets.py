@@ -22,12 +22,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
 
 from expr_lib import swap
+from expr_lib.apps.widgets import FaceExplorer, Faces, FeatureMap, LatentMixer, SwapExplorer, bars
 from expr_lib.faces.build import SAMPLE_EXPRESSIONS
+from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import Renderer, load_renderer
-from expr_lib.faces.sample import FacesConfig, plan_faces
 from expr_lib.facs import AU_NAMES
-from expr_lib.judges import load_judges
-from expr_lib.widgets import FaceExplorer, Faces, FeatureMap, LatentMixer, SwapExplorer, bars
+from expr_lib.measure.judges import load_judges
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PLAN = plan_faces(FacesConfig(n_subjects=12, images_per_subject=1, size=64, seed=4610))  # as in app/mixer.ipynb
@@ -279,7 +279,7 @@ def test_notebook_08_in_jupyterlab(browser, tmp_path):
     parameters.source += f"\nn_pairs, n_steps, n_people, out = 2, 2, 1, {str(tmp_path / 'out')!r}"
     notebook.cells.append(
         nbformat.v4.new_code_cell(
-            "from expr_lib.widgets import FeatureMap\n"
+            "from expr_lib.apps.widgets import FeatureMap\n"
             "FeatureMap(faces.f_r.flatten(1)[:, :2].cpu().numpy(), faces.pixels, faces.labels)"
         )
     )

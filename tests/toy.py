@@ -6,9 +6,9 @@ A toy face is painted in two halves: the upper half is person and view, the lowe
 import torch
 from torch import nn
 
-from expr_lib.faces.sample import FacesConfig, plan_faces
+from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
-from expr_lib.judges import Judges
+from expr_lib.measure.judges import Judges
 
 SIZE = 36
 PLAN = plan_faces(FacesConfig(n_subjects=30, images_per_subject=12, size=SIZE, test=0.6))

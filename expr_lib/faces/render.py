@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expr_lib.faces.head import HeadModel
-from expr_lib.faces.sample import Subjects, Views
+from expr_lib.faces.parameters import Subjects, Views
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 
 CAMERA_DISTANCE = 1.1  # metres from the middle of the head

@@ -31,9 +31,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from expr_lib.align import align, cut_out
 from expr_lib.files import replace_file, sha256
 from expr_lib.images import read_image, square
+from expr_lib.importers.align import align, cut_out
 from expr_lib.importers.source import Face, Report, Tree
 
 FORMAT = 1

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from expr_lib.datasets import FaceData, held_out_pairs, to_float
+from expr_lib.faces.parameters import Views
+from expr_lib.faces.plan import VERSION, FacePlan
 from expr_lib.faces.render import Renderer, rotation
-from expr_lib.faces.sample import VERSION, FacePlan, Views
 from expr_lib.facs import AU_NAMES
 from expr_lib.files import replace_file
-from expr_lib.judges import DlibJudge, IdentityJudge, Judges
-from expr_lib.metrics import (
+from expr_lib.measure.dlib_judge import DlibJudge
+from expr_lib.measure.judges import IdentityJudge, Judges
+from expr_lib.measure.metrics import (
     f1,
     figures,
     gain,
@@ -37,7 +39,7 @@ from expr_lib.metrics import (
     total_transfer_score,
     transfer_score,
 )
-from expr_lib.probes import Swaps, cross_talk, leaks
+from expr_lib.measure.probes import Swaps, cross_talk, leaks
 
 ROWS = {
     "ours": "swap",

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from expr_lib.datasets import to_float, to_uint8
 from expr_lib.faces.build import SAMPLE_EXPRESSIONS
+from expr_lib.faces.plan import FacePlan
 from expr_lib.faces.render import Renderer
-from expr_lib.faces.sample import FacePlan
 from expr_lib.facs import ACTION_UNITS, AU_NAMES, MAX_INTENSITY
-from expr_lib.judges import AUJudge
+from expr_lib.measure.judges import AUJudge
+from expr_lib.measure.plots import COLORS, INK, QUIET, REGION_COLORS
 from expr_lib.model import Swapper, mix
-from expr_lib.plots import COLORS, INK, QUIET, REGION_COLORS
 
 ROW = 25  # pixels from one action unit to the next, in sliders and bars alike
 AU_COLORS = [REGION_COLORS[unit.region] for unit in ACTION_UNITS]

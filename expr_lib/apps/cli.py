@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from expr_lib import __version__
+from expr_lib import SHIPPED, __version__
 
 if TYPE_CHECKING:
+    from expr_lib.faces.plan import FacePlan
     from expr_lib.faces.render import Renderer
-    from expr_lib.faces.sample import FacePlan
-    from expr_lib.judges import DlibJudge, Judges
+    from expr_lib.measure.dlib_judge import DlibJudge
+    from expr_lib.measure.judges import Judges
 
-WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED = WEIGHTS / "swap-64.safetensors"
 HELD_OUT_SEED = 4610
 """Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""
 
@@ -46,9 +45,9 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     matplotlib.use("Agg")
     import numpy as np
 
-    from expr_lib import plots
-    from expr_lib.evaluate import evaluate, write_results
     from expr_lib.faces.render import load_renderer
+    from expr_lib.measure import plots
+    from expr_lib.measure.evaluate import evaluate, write_results
     from expr_lib.swap import load, swap_images
 
     swapper, renderer = load(checkpoint), load_renderer()
@@ -112,8 +111,8 @@ def swap(
     """
     import numpy as np
 
-    from expr_lib.align import align, beside, paste
     from expr_lib.images import read_image, square, write_png
+    from expr_lib.importers.align import align, beside, paste
 
     images = [read_image(path) for path in (a, b)]  # before the networks are imported: a wrong file is told at once
 
@@ -141,7 +140,7 @@ def swap(
 
 def faces_command() -> Callable[..., None]:
     from expr_lib.faces.build import build
-    from expr_lib.faces.sample import FacesConfig
+    from expr_lib.faces.plan import FacesConfig
 
     def faces(
         out: Annotated[Positional[Path], arg(metavar="FOLDER")] = Path("runs/faces"),
@@ -208,9 +207,9 @@ def align(
     """
     import numpy as np
 
-    from expr_lib.align import Aligned, contact_row
-    from expr_lib.align import align as align_
     from expr_lib.images import read_image, write_png
+    from expr_lib.importers.align import Aligned, contact_row
+    from expr_lib.importers.align import align as align_
 
     files = [file for path in photographs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
     rows: list[Any] = []
@@ -259,7 +258,7 @@ def train_command() -> Callable[..., None]:
 
 
 def judges_command() -> Callable[..., None]:
-    from expr_lib.judges import JudgeConfig, train_judges
+    from expr_lib.measure.train_judges import JudgeConfig, train_judges
 
     def judges(
         data: Annotated[Positional[Path], arg(metavar="DATA")],
@@ -309,10 +308,10 @@ def evaluate(
 
     matplotlib.use("Agg")
 
-    from expr_lib.evaluate import evaluate as evaluate_
-    from expr_lib.evaluate import markdown_table, update_readme_table, write_results
     from expr_lib.faces.render import load_renderer
-    from expr_lib.report import write_report
+    from expr_lib.measure.evaluate import evaluate as evaluate_
+    from expr_lib.measure.evaluate import markdown_table, update_readme_table, write_results
+    from expr_lib.measure.report import write_report
     from expr_lib.swap import load
 
     device = _device(device)
@@ -418,7 +417,7 @@ def _device(name: str) -> str:
 
 def held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
     """A hundred people, ten expressions each, all of them held out."""
-    from expr_lib.faces.sample import FacesConfig, plan_faces
+    from expr_lib.faces.plan import FacesConfig, plan_faces
 
     return plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=seed, val=0.0, test=1.0))
 
@@ -428,10 +427,10 @@ def _second_judge(size: int, renderer: "Renderer") -> "DlibJudge":
     import numpy as np
 
     from expr_lib.datasets import FaceData
-    from expr_lib.faces.sample import FacesConfig, plan_faces
+    from expr_lib.faces.plan import FacesConfig, plan_faces
     from expr_lib.facs import AU_NAMES
-    from expr_lib.judges import dlib_judge
-    from expr_lib.probes import PROBE_SEED
+    from expr_lib.measure.dlib_judge import dlib_judge
+    from expr_lib.measure.probes import PROBE_SEED
 
     plan = plan_faces(FacesConfig(80, 5, size=size, seed=PROBE_SEED, val=0.0, test=0.0))
     chunks = np.array_split(np.arange(len(plan)), 10)
@@ -449,7 +448,8 @@ def _say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any)
     import torch
 
     from expr_lib.datasets import to_float
-    from expr_lib.judges import load_familiar, load_judges
+    from expr_lib.measure.familiar import load_familiar
+    from expr_lib.measure.judges import load_judges
 
     if str(about.get("data", {}).get("generator", "")).startswith("import"):
         return  # trained on other faces than those that the scale was made with
@@ -465,8 +465,8 @@ def _judges(name: str, about: dict[str, Any], seed: int = HELD_OUT_SEED, device:
 
     ``name`` and metadata ``about`` are the checkpoint's.
     """
-    from expr_lib.judges import load_judges
-    from expr_lib.probes import PROBE_SEED
+    from expr_lib.measure.judges import load_judges
+    from expr_lib.measure.probes import PROBE_SEED
 
     def check(who: str, data: dict[str, Any]) -> None:
         if data.get("config", {}).get("seed") == seed:

@@ -12,13 +12,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from expr_lib import plots
-from expr_lib.evaluate import MEASURES, STRATA, cell, markdown_table
+from expr_lib.faces.plan import FacePlan
 from expr_lib.faces.render import Renderer
-from expr_lib.faces.sample import FacePlan
 from expr_lib.facs import ACTION_UNITS, AU_NAMES
 from expr_lib.files import replace_file
-from expr_lib.metrics import bootstrap
+from expr_lib.measure import plots
+from expr_lib.measure.evaluate import MEASURES, STRATA, cell, markdown_table
+from expr_lib.measure.metrics import bootstrap
 from expr_lib.model import Swapper
 from expr_lib.swap import swap_images
 

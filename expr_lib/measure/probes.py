@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from expr_lib.datasets import to_float
+from expr_lib.faces.plan import FacePlan, FacesConfig, plan_faces
 from expr_lib.faces.render import Renderer
-from expr_lib.faces.sample import FacePlan, FacesConfig, plan_faces
 from expr_lib.facs import AU_NAMES, PRESENT_AT
-from expr_lib.judges import AUJudge
-from expr_lib.metrics import balanced_accuracy, figures, leak_id, number
+from expr_lib.measure.judges import AUJudge
+from expr_lib.measure.metrics import balanced_accuracy, figures, leak_id, number
 from expr_lib.model import Residual, conv_bn, mix
 
 PROBE_SEED = 1909

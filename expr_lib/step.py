@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expr_lib import model, processes
-from expr_lib.datasets import to_float
+from expr_lib.datasets import PairBatch, to_float
 from expr_lib.losses import (
     ADVERSARIES,
     agreement_loss,
@@ -44,9 +44,26 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class TakeWeights:
+    """Weight of each loss where training uses takes; those that are 0 cost nothing. See `take_step.py`."""
+
+    au: float = 5.0  # real images: which AUs?
+    take: float = 60.0  # inside a take: the other image, or the image itself
+    rest: float = 20.0  # T is the image of the take that is at rest
+    guide: float = 0.0  # across people: our AU branch, frozen, must read b's AUs from the swap
+    cycle: float = 0.0  # across people: cross-cycle, L1
+    hide_au: float = 0.0  # f_f must not tell the AU classes
+    hide_subject: float = 0.0  # f_r must not tell the subject
+    realism: float = 0.0  # across people: swaps look like real images
+    swap: float = 0.0  # across people: swap consistency
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that defines a run."""
 
+    supervision: Literal["auto", "takes", "unpaired"] = "auto"  # auto: takes if the data have them, else the paper's
+    generator: Literal["auto", "drawn", "moved"] = "auto"  # auto: moved with takes, drawn (the paper's) without
     steps: int = 14_000  # optimizer steps in total, the warm-up included
     warmup_steps: int = 1_500  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
     warmup_batch_size: int = 16  # pairs, so twice as many images; batch norm needs many
@@ -70,6 +87,7 @@ class TrainConfig:
     save_every: int = 500
     n_samples: int = 8  # pairs in each sample grid
     weights: Weights = field(default_factory=Weights)
+    take_weights: TakeWeights = field(default_factory=TakeWeights)
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
@@ -102,6 +120,8 @@ class Batch:
     au: Tensor  # (2B, n) in [0, 5], NaN = missing
     cls: Tensor  # (2B, n) AU classes, -1 = missing
     subject: Tensor  # (2B, 1) index among the training subjects, -1 = missing
+    rest: Tensor | None = None  # (2B, 3, S, S) of a pair inside a take: that person at rest, in the same view
+    has_rest: Tensor | None = None  # (2B, 1, 1, 1) 1 if the take has such an image, else 0
 
 
 @dataclass
@@ -116,15 +136,26 @@ class Passes:
     cycle: Tensor  # (2B, 3, S, S)  Î^a, swapped back: should be I^a again
 
 
-def batch_of(pairs: Any, subjects: Tensor, config: TrainConfig) -> Batch:
-    """PairBatch -> Batch, or this process's part of it; each image mirrored by a coin toss (AUs have no side)."""
-    x = to_float(processes.part(torch.cat([pairs.image_a, pairs.image_b])))  # (2B, 3, S, S)
+def batch_of(pairs: PairBatch, subjects: Tensor, config: TrainConfig) -> Batch:
+    """PairBatch -> Batch, or this process's part of it; each image mirrored by a coin toss (AUs have no side).
+
+    The images of a take are mirrored together.
+    """
+    x = to_float(processes.part(pairs.image))  # (2B, 3, S, S)
     coin = processes.draw(torch.rand, len(x), 1, 1, 1, device=x.device) < 0.5
-    x = torch.where(coin, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-    au = processes.part(torch.cat([pairs.au_a, pairs.au_b]))
-    subject = processes.part(torch.cat([pairs.subject_a, pairs.subject_b]))
+    if pairs.rest is not None:
+        coin[len(x) // 2 :] = coin[: len(x) // 2]
+
+    def mirrored(image: Tensor) -> Tensor:
+        return torch.where(coin, image.flip(-1), image).contiguous(memory_format=torch.channels_last)
+
+    au, subject = processes.part(pairs.au), processes.part(pairs.subject)
     index = torch.searchsorted(subjects, subject).masked_fill(subject < 0, -1)
-    return Batch(x, au, au_classes(au, config.model.au_levels), index[:, None])
+    batch = Batch(mirrored(x), au, au_classes(au, config.model.au_levels), index[:, None])
+    if pairs.rest is not None and pairs.has_rest is not None:
+        batch.rest = mirrored(to_float(processes.part(pairs.rest)))
+        batch.has_rest = processes.part(pairs.has_rest).float()[:, None, None, None]
+    return batch
 
 
 def partner(t: Tensor) -> Tensor:
@@ -151,7 +182,12 @@ def both_passes(swapper: Swapper, x: Tensor, detach_f_r: bool = True, detach_swa
 
 
 def update_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str, Tensor]:
-    """The discriminators learn. Everything from the generator side is detached: it stays as it is, bit for bit."""
+    """All discriminators learn."""
+    return update_image_D(nets, batch, out, c) | update_feature_D(nets, batch, out.f_f, out.f_r, c)
+
+
+def update_image_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str, Tensor]:
+    """The image discriminator learns. Everything from the generator side is detached: it stays as it is, to the bit."""
     n = len(batch.x)
     reference = (out.self_ if c.consistency == "self" else out.cycle).detach()
     images = torch.cat([batch.x, reference, out.swap.detach()])
@@ -162,12 +198,18 @@ def update_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
         "D_swap": tell_images(swap[n : 2 * n], swap[2 * n :]),
     }
     descend(nets, nets.opt_D, sum(loss.values()))
+    return loss
+
+
+def update_feature_D(nets: Nets, batch: Batch, f_f: Any, f_r: Tensor, c: TrainConfig) -> dict[str, Tensor]:
+    """The discriminators of the features learn: which AU classes does f_f tell, which subject f_r?"""
+    loss: dict[str, Tensor] = {}
     for _ in range(c.feature_d_steps):
         with nets.accelerator.autocast():
-            loss["D_f"] = ADVERSARIES[c.adversary][0](nets.D_f(out.f_f.detach()), batch.cls, nets.class_weight)
+            loss["D_f"] = ADVERSARIES[c.adversary][0](nets.D_f(f_f.detach()), batch.cls, nets.class_weight)
             if nets.D_r is not None:
-                loss["D_r"] = tell_class(nets.D_r(out.f_r.detach()), batch.subject, nets.subject_weight)
-        descend(nets, nets.opt_f, sum(loss[k] for k in ("D_f", "D_r") if k in loss))
+                loss["D_r"] = tell_class(nets.D_r(f_r.detach()), batch.subject, nets.subject_weight)
+        descend(nets, nets.opt_f, sum(loss.values()))
     return loss
 
 
@@ -216,13 +258,18 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
 
 
 def train_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
-    """One step of the whole method."""
-    if not nets.swapper.warm:
-        nets.swapper.warm = True
-        nets.swapper.train()
+    """One step of the whole method, from pairs of two people: the paper's."""
+    end_warmup(nets.swapper)
     with nets.accelerator.autocast():
         out = both_passes(nets.swapper, batch.x, c.detach_f_r, c.detach_swap)
     return update_D(nets, batch, out, c) | update_G(nets, batch, out, c)
+
+
+def end_warmup(swapper: Swapper) -> None:
+    """From now on batch norm keeps its statistics."""
+    if not swapper.warm:
+        swapper.warm = True
+        swapper.train()
 
 
 def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[str, Tensor]:
@@ -237,8 +284,8 @@ def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[s
     return loss
 
 
-def descend(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any) -> None:
-    """One step along the gradient, averaged over all processes.
+def descend(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any, longest: float | None = None) -> None:
+    """One step along the gradient, averaged over all processes, and shortened to the norm `longest` if it is longer.
 
     Averaged here and not by DistributedDataParallel, which wants one forward of one module before each backward: three
     optimizers share these networks, and each network runs several times in a step, now learning, now frozen.
@@ -250,6 +297,8 @@ def descend(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any) -> None:
         mean = nets.accelerator.reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
         for grad, m in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(m.view_as(grad))
+    if longest is not None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], longest)
     optimizer.step()
 
 
@@ -269,21 +318,22 @@ def frozen(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-def augment(x: Tensor, strength: float = 1.0) -> Tensor:
+def augment(x: Tensor, strength: float = 1.0, *, shift: bool = True) -> Tensor:
     """Shift by up to 1/32 of the side, blur, noise, contrast and colour, at random for each image; differentiable.
 
     Both what trains the AU branch and what it judges pass through here. x (B, 3, S, S) -> the same shape; `strength`
-    in [0, 1] scales everything.
+    in [0, 1] scales everything; without `shift` every pixel stays in its place.
     """
     b, size = len(x), x.shape[-1]
 
     def r(*shape: int) -> Tensor:
         return processes.draw(torch.rand, b, *shape, device=x.device)
 
-    theta = torch.eye(2, 3, device=x.device).repeat(b, 1, 1)  # (B, 2, 3)
-    theta[:, :, 2] = strength * (r(2) * 2 - 1) / 16  # of the half side
-    x = F.grid_sample(x, F.affine_grid(theta, [b, 3, size, size], align_corners=False), padding_mode="reflection",
-                      align_corners=False)  # fmt: skip
+    if shift:
+        theta = torch.eye(2, 3, device=x.device).repeat(b, 1, 1)  # (B, 2, 3)
+        theta[:, :, 2] = strength * (r(2) * 2 - 1) / 16  # of the half side
+        x = F.grid_sample(x, F.affine_grid(theta, [b, 3, size, size], align_corners=False), padding_mode="reflection",
+                          align_corners=False)  # fmt: skip
     x = torch.lerp(x, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), strength * r(1, 1, 1) * (r(1, 1, 1) < 0.5))
     x = x * (1 + strength * (0.4 * r(1, 1, 1) - 0.2)) + 0.2 * strength * (r(3, 1, 1) - 0.5)
     return x + 0.05 * strength * r(1, 1, 1) * processes.draw(torch.randn, *x.shape, device=x.device)

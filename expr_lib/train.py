@@ -20,6 +20,7 @@ from expr_lib.losses import au_weights, class_weights
 from expr_lib.model import Swapper, au_classes
 from expr_lib.run import Run
 from expr_lib.step import Nets, TrainConfig, batch_of, train_step, warmup_step
+from expr_lib.take_step import take_step
 
 
 def accelerator(config: TrainConfig) -> Accelerator:
@@ -49,7 +50,7 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
             net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(swapper).eval().requires_grad_(False)
     if config.compile:
-        for part in (swapper.E, swapper.DG.G, d):
+        for part in (swapper.E, swapper.DG.G if isinstance(swapper.DG, model.DG) else swapper.DG.put, d):
             part.compile()  # in place: the names of the weights stay
 
     def adam(lr: float, *nets: nn.Module | None) -> torch.optim.Optimizer:
@@ -62,6 +63,20 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
         adam(config.lr, swapper), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
         au_weights(au).to(device), weight.to(device), torch.ones(1, max(n_subjects, 1), device=device), where,
     )  # fmt: skip
+
+
+def settled(config: TrainConfig, data: FaceData) -> TrainConfig:
+    """The config with every "auto" decided, and the sizes that these training data ask for.
+
+    ValueError if takes are asked for and the data have none.
+    """
+    has_takes = bool((np.unique(data.take[data.take >= 0], return_counts=True)[1] > 1).any())
+    supervision = config.supervision if config.supervision != "auto" else "takes" if has_takes else "unpaired"
+    if supervision == "takes" and not has_takes:
+        raise ValueError("supervision takes: found no take with two images, expected the column take in labels.csv")
+    generator = config.generator if config.generator != "auto" else "moved" if supervision == "takes" else "drawn"
+    sizes = replace(config.model, generator=generator, size=data.size, n_aus=len(data.au_names))
+    return replace(config, supervision=supervision, generator=generator, model=sizes)
 
 
 def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
@@ -103,12 +118,12 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
     no warm-up, whatever the config says: that would train E for the AU branch alone, behind the back of G.
     """
     run = Path(run)
+    learn = data.subset("train")
+    config = settled(config, learn)
     run.mkdir(parents=True, exist_ok=True)
-    config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
     if start_from:
         model_of = checkpoint.fine_tune_config(start_from, data.size, len(data.au_names))
         config = replace(config, model=replace(model_of, noise=config.model.noise), warmup_steps=0)
-    learn = data.subset("train")
     nets = build_nets(config, learn)
     here = nets.accelerator
     about = {"train": {k: v for k, v in asdict(config).items() if k != "model"}, "data": data.meta}
@@ -122,6 +137,7 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
     for size in (config.warmup_batch_size, config.batch_size):
         if size % here.num_processes:
             raise ValueError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
+    takes = config.supervision == "takes"
     subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(here.device)
 
     with Run(run, config, nets, data, about) as this:
@@ -129,14 +145,14 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
             warm = step < config.warmup_steps
             if step in (this.start, config.warmup_steps):
                 n = config.warmup_batch_size if warm else config.batch_size
-                pairs = batches(learn, n, seed=config.seed, device=here.device, first=step)
+                pairs = batches(learn, n, seed=config.seed, device=here.device, first=step, takes=takes and not warm)
             torch.manual_seed(config.seed * 1_000_003 + step)  # all chance in a step depends on the step alone
             batch = batch_of(next(pairs), subjects, config)
             set_learning_rates(nets, config, step)
             loss = (
                 warmup_step(nets, batch, config, step / config.warmup_steps)
                 if warm
-                else train_step(nets, batch, config)
+                else (take_step if takes else train_step)(nets, batch, config)
             )
             average(nets.ema, nets.swapper, config.ema, step)
             this.after(step, loss)

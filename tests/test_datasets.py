@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expr_lib import datasets
-from expr_lib.datasets import FaceData, batches, draw_pairs, held_out_pairs, pair_batch, to_float, to_uint8
+from expr_lib.datasets import FaceData, batches, draw_pairs, draw_takes, held_out_pairs, pair_batch, to_float, to_uint8
 from expr_lib.files import sha256
 
 AU_NAMES = ("AU1", "AU12")
@@ -235,21 +235,38 @@ def test_one_subject_makes_no_pairs(subject: list[int]) -> None:
 
 def test_a_batch_holds_what_the_set_holds(data: FaceData) -> None:
     batch = pair_batch(data, step=7, batch_size=32, seed=3)
-    assert batch.image_a.shape == (32, 3, SIZE, SIZE) and batch.image_a.dtype == torch.uint8
-    for image, au, subject in (
-        (batch.image_a, batch.au_a, batch.subject_a),
-        (batch.image_b, batch.au_b, batch.subject_b),
-    ):
-        rows = image[:, 0, 0, 0].long().numpy()
-        np.testing.assert_array_equal(image.permute(0, 2, 3, 1).numpy(), data.images[rows])
-        np.testing.assert_array_equal(au.numpy(), data.au[rows])
-        np.testing.assert_array_equal(subject.numpy(), data.subject[rows])
-    assert (batch.subject_a != batch.subject_b).all()
+    assert batch.image.shape == (64, 3, SIZE, SIZE) and batch.image.dtype == torch.uint8 and batch.rest is None
+    rows = batch.image[:, 0, 0, 0].long().numpy()
+    np.testing.assert_array_equal(batch.image.permute(0, 2, 3, 1).numpy(), data.images[rows])
+    np.testing.assert_array_equal(batch.au.numpy(), data.au[rows])
+    np.testing.assert_array_equal(batch.subject.numpy(), data.subject[rows])
+    assert (batch.subject[:32] != batch.subject[32:]).all()
+
+
+def test_pairs_inside_a_take_come_with_the_face_at_rest() -> None:
+    take = np.array([7, 7, 7, -1, 3, 3, 5, -1])  # 5 has one image, -1 is unknown: neither makes pairs
+    au = np.array([[1, 2], [0, 0], [3, 0], [0, 0], [1, 1], [0, np.nan], [0, 0], [1, 0]], np.float32)
+    images = np.arange(8, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    subject, split = np.array([0, 0, 0, 1, 1, 1, 2, 2]), np.full(8, "train")
+    data = FaceData(images, subject, split, au, ("AU1", "AU12"), {}, take)
+    drawn = draw_takes(data, 2000, np.random.default_rng(0))
+    assert set(map(tuple, drawn.tolist())) == {
+        (0, 1, 1), (0, 2, 1), (1, 0, 1), (1, 2, 1), (2, 0, 1), (2, 1, 1), (4, 5, -1), (5, 4, -1),
+    }  # fmt: skip
+    assert np.bincount(drawn[:, 0], minlength=8)[[0, 1, 2, 4, 5]] == pytest.approx(400, abs=80)
+    batch = pair_batch(data, 0, 16, seed=1, takes=True)
+    rows, rest = batch.image[:, 0, 0, 0].long(), batch.rest[:, 0, 0, 0].long()
+    assert (take[rows[:16]] == take[rows[16:]]).all() and (rows[:16] != rows[16:]).all()
+    assert torch.equal(batch.has_rest, rows <= 2) and (rest[rows <= 2] == 1).all()
+    np.testing.assert_array_equal(take[rest], take[rows])
+    assert same(pair_batch(data, 0, 16, seed=1, takes=True), batch)
+    with pytest.raises(ValueError, match="takes: found none with two images"):
+        draw_takes(data[[0, 3, 4, 6]], 1, np.random.default_rng(0))
 
 
 def same(x, y) -> bool:
     return all(torch.equal(torch.nan_to_num(vars(x)[k].float(), -1), torch.nan_to_num(vars(y)[k].float(), -1))
-               for k in vars(x))  # fmt: skip
+               for k in vars(x) if vars(x)[k] is not None)  # fmt: skip
 
 
 def test_a_batch_depends_on_seed_and_step_alone(folder: Path) -> None:
@@ -287,8 +304,8 @@ def test_a_small_set_moves_to_the_device_once(data: FaceData) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_on_a_gpu_equal_those_on_the_cpu(data: FaceData) -> None:
     batch = pair_batch(data, 1, 8, 0, device="cuda")
-    assert batch.image_a.is_cuda and batch.au_b.is_cuda and batch.subject_b.is_cuda
-    assert torch.equal(batch.image_a.cpu(), pair_batch(data, 1, 8, 0).image_a)
+    assert batch.image.is_cuda and batch.au.is_cuda and batch.subject.is_cuda
+    assert torch.equal(batch.image.cpu(), pair_batch(data, 1, 8, 0).image)
 
 
 # -- held-out pairs ------------------------------------------------------------------------------------------------

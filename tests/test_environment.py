@@ -124,7 +124,7 @@ def test_every_import_is_declared(path):
 
 
 LAYERS = """
-facs files images processes model losses datasets step checkpoint run train swap
+facs files images processes blocks moving model losses datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.align importers.source
 importers.bp4d importers.ckplus importers.disfa importers.ganimation

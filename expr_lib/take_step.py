@@ -1,0 +1,107 @@
+"""One training step inside takes: images of one person in one view, so that the true answer of a swap is known.
+
+`G(f_f^1, f_r^2)` must be image 2 of the take. That asks the very feature that leaked: f_f^1 cannot keep the expression
+of image 1. The losses across people are the paper's; each can be added by its weight. Our choice; `expr_lib/README.md`
+says what each of them adds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from expr_lib import processes
+from expr_lib.losses import (
+    ADVERSARIES,
+    au_loss,
+    difference_weight,
+    fool,
+    hide_class,
+    reconstruction_loss,
+    take_loss,
+)
+from expr_lib.step import (
+    Batch,
+    Nets,
+    Passes,
+    TrainConfig,
+    augment,
+    descend,
+    end_warmup,
+    frozen,
+    partner,
+    update_feature_D,
+    update_image_D,
+)
+
+ITSELF = 0.25
+"""Share of the images that are put together again from their own two features; the others take the other's f_r."""
+LONGEST = 5.0
+"""Norm to which longer gradients are shortened."""
+
+
+def stranger(t: Tensor, back: bool = False) -> Tensor:
+    """What belongs to somebody of another take: one further, or one back again."""
+    return t.roll(-1 if back else 1, 0)
+
+
+def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
+    """One step: encode, take the expression off, put an expression of the same take on. Needs pairs of a take."""
+    end_warmup(nets.swapper)
+    x, w, swapper, n = batch.x, c.take_weights, nets.swapper, len(batch.x)
+    across = any((w.guide, w.cycle, w.realism, w.swap))
+    row = torch.arange(n, device=x.device)
+    itself = processes.draw(torch.rand, n, device=x.device) < ITSELF
+    source = torch.where(itself, row, partner(row))  # (2B,) whose expression is put on
+
+    with nets.accelerator.autocast():
+        f_f, f_r = swapper.encode(
+            x, augment(x, shift=False)
+        )  # E sees other light and noise; the pixels are moved as they are
+        given = f_r.detach() if c.detach_f_r else f_r
+        answer = swapper.generate(f_f, given[source])  # (2B, 3, S, S)
+        swap = swapper.generate(f_f, stranger(given)) if across else answer
+        cycle = swap
+        if w.cycle:
+            f_f_swap, f_r_swap = swapper.encode(swap.detach())
+            cycle = swapper.generate(f_f_swap, stranger(f_r_swap.detach(), back=True))
+
+    loss: dict[str, Tensor] = {}
+    if w.realism or w.swap:
+        loss |= update_image_D(nets, batch, Passes(f_f, f_r, answer, swap, f_f, cycle), c)
+    if w.hide_au or w.hide_subject:
+        loss |= update_feature_D(nets, batch, f_f, f_r, c)
+
+    loss["au"] = au_loss(swapper.DG.related.au(f_r), batch.au, nets.au_weight)
+    loss["take"] = take_loss(answer, x[source], difference_weight(x, partner(x)))
+    total = w.au * loss["au"] + w.take * loss["take"]
+    if (rest := swapper.rest(f_f)) is not None and batch.rest is not None and batch.has_rest is not None:
+        # if no image of the take is at rest, both of its faces at rest must at least be the same
+        target = torch.where(batch.has_rest > 0, batch.rest, partner(rest.detach()))
+        loss["rest"] = take_loss(rest, target, difference_weight(x, target))
+        total = total + w.rest * loss["rest"]
+    with nets.accelerator.autocast():
+        if w.hide_au:
+            with frozen(nets.D_f):
+                loss["hide_au"] = ADVERSARIES[c.adversary][1](nets.D_f(f_f), batch.cls, nets.class_weight)
+            total = total + w.hide_au * loss["hide_au"]
+        if w.hide_subject and nets.D_r is not None:
+            with frozen(nets.D_r):
+                loss["hide_subject"] = hide_class(nets.D_r(f_r), batch.subject, nets.subject_weight)
+            total = total + w.hide_subject * loss["hide_subject"]
+        if w.realism or w.swap:
+            with frozen(nets.D):
+                realism, consistent = nets.D(swap, stranger(batch.au))
+            loss["realism"], loss["swap"] = fool(realism), fool(consistent)
+            total = total + w.realism * loss["realism"] + w.swap * loss["swap"]
+        if w.guide:
+            with frozen(swapper):
+                _, logit = swapper.read_au(augment(swap))
+            loss["guide"] = au_loss(logit, stranger(batch.au), nets.au_weight)
+            total = total + w.guide * loss["guide"]
+    if w.cycle:
+        loss["cycle"] = reconstruction_loss(cycle, x)
+        total = total + w.cycle * loss["cycle"]
+    loss["G"] = total
+    descend(nets, nets.opt_G, total, LONGEST)
+    return loss

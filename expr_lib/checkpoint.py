@@ -187,9 +187,13 @@ def ship(source: str | Path, target: str | Path) -> None:
 
 PER_AU = {  # tensors of the swapper that have a part for each AU: name -> axis
     "DG.related.to_f_r.weight": 0, "DG.related.to_f_r.bias": 0, "DG.related.readout": 0, "DG.related.bias": 0,
-    "DG.G.style.0.weight": 1, "DG.G.gate.weight": 0, "DG.G.gate.bias": 0, "DG.G.paint": 0,
+    **{
+        f"DG.{net}.{name}": axis
+        for net in ("G", "take", "put")
+        for name, axis in {"style.0.weight": 1, "gate.weight": 0, "gate.bias": 0, "paint": 0}.items()
+    },
 }  # fmt: skip
-SAYS = ("DG.G.style.0.weight", "DG.G.paint")
+SAYS = tuple(name for name in PER_AU if name.endswith(("style.0.weight", "paint")))
 """Through these an AU changes the image; for a new one they begin at 0, so that the image stays as it was at first."""
 
 
@@ -215,7 +219,9 @@ def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
     rows, from_rows = [now.index(name) for name in kept], [before.index(name) for name in kept]
     given = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
     own = swapper.state_dict()
-    for name, axis in PER_AU.items() if given else ():
+    for name, axis in PER_AU.items():
+        if name not in given or name not in own:
+            continue
         fresh = own[name].clone().movedim(axis, 0).unflatten(0, (len(now), -1))  # (n * d, ...) -> (n, d, ...)
         old = given[name].movedim(axis, 0).unflatten(0, (len(before), -1)).to(fresh)
         if name in SAYS:

@@ -23,7 +23,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from expr_lib import processes
 from expr_lib.blocks import BatchNorm, Block, ModelConfig, Residual, conv_bn, norm
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
-from expr_lib.moving import AtRest, Mover, resize
+from expr_lib.moving import AtRest, Free, Mover, as_map, resize
 
 
 def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -183,10 +183,6 @@ class MovingDG(nn.Module):
         return self.put(f_f.face, f_f.map, f_r)
 
 
-Free = Tensor | AtRest
-"""f_f: a map (B, C, S/4, S/4), or the face at rest with its map."""
-
-
 class Swapper(nn.Module):
     """The generator side, all that is needed at run time: E and DG, of either generation."""
 
@@ -263,7 +259,7 @@ class D_f(nn.Module):
         )  # fmt: skip
 
     def forward(self, f_f: Free) -> Tensor:
-        return self.net(f_f.as_map() if isinstance(f_f, AtRest) else f_f).float().unflatten(1, self.shape)
+        return self.net(as_map(f_f)).float().unflatten(1, self.shape)
 
 
 class D_r(nn.Module):

@@ -71,9 +71,6 @@ class AtRest:
     def detach(self) -> AtRest:
         return AtRest(self.face.detach(), self.map.detach())
 
-    def float(self) -> AtRest:
-        return AtRest(self.face.float(), self.map.float())
-
     def __len__(self) -> int:
         return len(self.face)
 
@@ -81,10 +78,26 @@ class AtRest:
         return AtRest(self.face[rows], self.map[rows])
 
 
+Free = Tensor | AtRest
+"""f_f: a map (B, C, S/4, S/4), or the face at rest with its map."""
+
+
+def as_map(f_f: Free) -> Tensor:
+    """f_f as one map (B, ...), as a discriminator or a probe sees it."""
+    return f_f.as_map() if isinstance(f_f, AtRest) else f_f
+
+
+def twice(f_f: Free) -> Free:
+    """f_f of B images -> of 2B: all of them, and all of them again."""
+    if isinstance(f_f, AtRest):
+        return AtRest(torch.cat([f_f.face, f_f.face]), torch.cat([f_f.map, f_f.map]))
+    return torch.cat([f_f, f_f])
+
+
 class Mover(nn.Module):
     """picture (B, 3, R, R), a map (B, c, 16, 16) that says more, f_r (B, n, d) -> picture (B, 3, R, R) in [-1, 1].
 
-    It starts as a copy: no flow, and a mask of 5 % of gray at most.
+    It starts as a copy: no flow, and a mask of 5 % of gray.
     """
 
     def __init__(self, c: ModelConfig, c_map: int) -> None:
@@ -96,10 +109,14 @@ class Mover(nn.Module):
         self.block1 = Block(w, style)
         self.gate, self.paint = nn.Conv2d(w, c.n_aus, 3, padding=1), nn.Parameter(torch.randn(c.n_aus, c.d, w) * 0.1)
         self.block2, self.block3 = Block(w, style), Block(w, style)
-        self.up, self.block4 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
-        self.norm5, self.edit = norm(w // 2), nn.Conv2d(w // 2, 6 * c.patch**2, 3, padding=1)
-        nn.init.normal_(self.edit.weight, 0, 1e-3)
-        nn.init.constant_(self.edit.bias, 0)  # type: ignore[arg-type]
+        self.up32, self.block4 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
+        self.up64, self.norm5 = nn.Conv2d(w // 2, w // 4, 3, padding=1), norm(w // 4)
+        self.sharp = max(1, c.size // 64)  # what is painted is finer than the flow, which is smooth
+        self.flow = nn.Conv2d(w // 4, 2, 3, padding=1)
+        self.fill = nn.Conv2d(w // 4, 4 * self.sharp**2, 3, padding=1)
+        for last in (self.flow, self.fill):
+            nn.init.normal_(last.weight, 0, 1e-3)
+            nn.init.constant_(last.bias, 0)  # type: ignore[arg-type]
 
     def forward(self, picture: Tensor, map: Tensor, f_r: Tensor) -> Tensor:
         size = picture.shape[-1]
@@ -107,14 +124,18 @@ class Mover(nn.Module):
         return (1 - mask) * warp(picture.float(), flow) + mask * colours
 
     def edits(self, picture: Tensor, map: Tensor, f_r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """picture (B, 3, S, S) -> flow (B, 2, S, S) in half sides, mask (B, 1, S, S), colours (B, 3, S, S)."""
+        """picture (B, 3, S, S) -> flow (B, 2, 64, 64) in half sides, mask (B, 1, P, P), colours (B, 3, P, P).
+
+        P is S, but 64 at least.
+        """
         style = self.style(f_r.flatten(1))  # (B, n * d) -> (B, style)
         fine = self.fine(F.pixel_unshuffle(picture, self.patch))  # (B, w/2, 32, 32)
         h = self.block1(self.coarse(F.silu(fine)) + self.more(map), style)  # (B, w, 16, 16)
         paint = torch.einsum("bnd,ndw->bnw", f_r, self.paint)  # what each AU adds ...
         h = h + torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint.to(h.dtype))  # ... and where
         h = self.block3(self.block2(h, style), style)
-        h = self.block4(self.up(F.interpolate(h, scale_factor=2.0)) + fine, style)  # (B, w/2, 32, 32)
-        edit = F.pixel_shuffle(self.edit(F.silu(self.norm5(h))), self.patch).float()  # (B, 6, S, S)
-        flow = REACH * F.avg_pool2d(edit[:, :2], 3, 1, 1, count_include_pad=False).tanh()  # smooth: no seams
-        return flow, (edit[:, 2:3] - 3).sigmoid(), edit[:, 3:].tanh()
+        h = self.block4(self.up32(F.interpolate(h, scale_factor=2.0)) + fine, style)  # (B, w/2, 32, 32)
+        h = F.silu(self.norm5(self.up64(F.interpolate(h, scale_factor=2.0))))  # (B, w/4, 64, 64)
+        flow = REACH * F.avg_pool2d(self.flow(h).float(), 3, 1, 1, count_include_pad=False).tanh()  # smooth: no seams
+        fill = F.pixel_shuffle(self.fill(h), self.sharp).float()  # (B, 4, P, P)
+        return flow, (fill[:, :1] - 3).sigmoid(), fill[:, 1:].tanh()

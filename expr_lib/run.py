@@ -20,9 +20,9 @@ from expr_lib import checkpoint, processes
 from expr_lib.datasets import FaceData, held_out_pairs, to_float, to_uint8
 from expr_lib.images import write_png
 from expr_lib.model import Swapper
-from expr_lib.step import Nets, TrainConfig, Weights
+from expr_lib.step import Nets, TakeWeights, TrainConfig, Weights
 
-SHOWN = ("au", "self_", "cycle", "realism", "guide")  # losses beside the progress bar
+SHOWN = ("au", "self_", "cycle", "realism", "guide", "take", "rest")  # losses beside the progress bar
 EXPLODED = 100.0  # every loss but the weighted total is a mean of order 1; in a healthy run none has exceeded 2
 
 
@@ -188,7 +188,8 @@ class Log:
 
         self.run, self.path = run, run / "log.csv"
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self.columns = ["step", *Weights.__annotations__, "G", "D_realism", "D_swap", "D_f", "D_r"]
+        losses = Weights.__annotations__ | TakeWeights.__annotations__
+        self.columns = ["step", *losses, "G", "D_realism", "D_swap", "D_f", "D_r"]
         rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
         with self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
@@ -216,13 +217,15 @@ class Log:
 
 @torch.no_grad()
 def sample(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: torch.device) -> np.ndarray:
-    """A picture of rows (n, 2) of `data`: one column for each pair; a, b, swap, self-reconstruction, cross-cycle.
+    """A picture of rows (n, 2) of `data`, one column for each pair -> (5 S, n S, 3) uint8.
 
-    -> (5 S, n S, 3) uint8.
+    Its rows: a, b, swap, self-reconstruction, and the cross-cycle or, of the moving generator, the face at rest.
     """
     a, b = (to_float(data.pixels(pairs[:, i], device)) for i in (0, 1))  # (n, 3, S, S)
     swap_a, swap_b = swapper.swap(a, b)
-    cycle_a, _ = swapper.swap(swap_a, swap_b)
-    rows = torch.stack([a, b, swap_a, swapper.reconstruct(a), cycle_a])  # (5, n, 3, S, S)
+    last = swapper.rest(swapper.encode(a)[0])
+    if last is None:
+        last, _ = swapper.swap(swap_a, swap_b)
+    rows = torch.stack([a, b, swap_a, swapper.reconstruct(a), last])  # (5, n, 3, S, S)
     grid = to_uint8(rows).permute(0, 3, 1, 4, 2)  # (5, S, n, S, 3)
     return grid.reshape(5 * data.size, len(pairs) * data.size, 3).cpu().numpy()

@@ -25,6 +25,7 @@ from expr_lib.losses import (
     tell_images,
 )
 from expr_lib.model import ModelConfig, Swapper, au_classes
+from expr_lib.moving import Free, as_map, twice
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,11 @@ class Batch:
 class Passes:
     """What both passes give, for a and b at once."""
 
-    f_f: Tensor  # (2B, C, S/4, S/4)
+    f_f: Free  # (2B, C, S/4, S/4), or the faces at rest
     f_r: Tensor  # (2B, n, d)
     self_: Tensor  # (2B, 3, S, S)  G(f_f^a, f_r^a): should be I^a
     swap: Tensor  # (2B, 3, S, S)  İ^a = G(f_f^a, f_r^b): a with the expression of b
-    f_f_swap: Tensor  # (2B, C, S/4, S/4)  E, DG of İ^a
+    f_f_swap: Free  # E, DG of İ^a
     cycle: Tensor  # (2B, 3, S, S)  Î^a, swapped back: should be I^a again
 
 
@@ -174,7 +175,7 @@ def both_passes(swapper: Swapper, x: Tensor, detach_f_r: bool = True, detach_swa
     f_f, f_r = swapper.encode(x)
     given = f_r.detach() if detach_f_r else f_r
     n = len(x)
-    self_, swap = swapper.generate(torch.cat([f_f, f_f]), torch.cat([given, partner(given)])).split(n)
+    self_, swap = swapper.generate(twice(f_f), torch.cat([given, partner(given)])).split(n)
     f_f_swap, f_r_swap = swapper.encode(swap.detach() if detach_swap else swap)
     given = f_r_swap.detach() if detach_f_r else f_r_swap
     cycle = swapper.generate(f_f_swap, partner(given))
@@ -201,7 +202,7 @@ def update_image_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dic
     return loss
 
 
-def update_feature_D(nets: Nets, batch: Batch, f_f: Any, f_r: Tensor, c: TrainConfig) -> dict[str, Tensor]:
+def update_feature_D(nets: Nets, batch: Batch, f_f: Free, f_r: Tensor, c: TrainConfig) -> dict[str, Tensor]:
     """The discriminators of the features learn: which AU classes does f_f tell, which subject f_r?"""
     loss: dict[str, Tensor] = {}
     for _ in range(c.feature_d_steps):
@@ -238,7 +239,7 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
         with frozen(swapper):
             f_r_swap, logit = swapper.read_au(augment(out.swap))
         loss["guide"] = au_loss(logit, au_b, nets.au_weight)
-        loss["agree_f"] = agreement_loss(out.f_f_swap, out.f_f)
+        loss["agree_f"] = agreement_loss(as_map(out.f_f_swap), as_map(out.f_f))
         loss["agree_r"] = agreement_loss(f_r_swap, partner(out.f_r))
     loss["G"] = (
         w.au * loss["au"]

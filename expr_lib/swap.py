@@ -35,15 +35,17 @@ def amounts(au_names: tuple[str, ...], only: tuple[str, ...] = (), amount: float
 def swap_images(
     swapper: Swapper, a: np.ndarray | Tensor, b: np.ndarray | Tensor, weights: Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Swap the expressions of two batches of images, (B, S, S, 3) or (S, S, 3) uint8 -> two arrays of that shape.
+    """Swap the expressions of two batches of images, (B, R, R, 3) or (R, R, 3) uint8 -> two arrays of that shape.
 
     ``weights`` (n,) or (B, n) in [0, 1] says how far each AU goes from the own face (0) to the other's (1); None = 1.
-    Raises ``ValueError`` where the images have another shape or type than the checkpoint's.
+    R is any size for a moving generator, and the checkpoint's own for a drawing one; a and b may differ in it.
+    Raises ``ValueError`` if the images have another shape or type.
     """
-    device, size = next(swapper.parameters()).device, swapper.config.size
+    device = next(swapper.parameters()).device
     faces = []
     for name, image in (("a", a), ("b", b)):
         image = torch.as_tensor(image)
+        size = swapper.config.size if swapper.config.generator == "drawn" else image.shape[-2]
         if image.dtype != torch.uint8 or image.shape[-3:] != (size, size, 3) or image.ndim not in (3, 4):
             found = f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
             raise ValueError(f"{name}: found {found}, expected uint8 of shape (B, {size}, {size}, 3)")

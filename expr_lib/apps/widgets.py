@@ -164,12 +164,13 @@ def all_at_once(widget: FaceExplorer | LatentMixer) -> Iterator[None]:
 class Faces:
     """The rows of a plan as the network takes them: pixels and features, made once, and the truth of any mixture.
 
-    ``plan`` has the size of the checkpoint; keep it short, every row becomes a thumbnail.
+    ``plan`` has any size for a moving generator, and the checkpoint's own for a drawing one; keep it short, every row
+    becomes a thumbnail.
     """
 
     @torch.inference_mode()
     def __init__(self, swapper: Swapper, plan: FacePlan, renderer: Renderer, judge: AUJudge) -> None:
-        if plan.size != swapper.config.size:
+        if swapper.config.generator == "drawn" and plan.size != swapper.config.size:
             raise ValueError(f"plan: found size {plan.size}, expected {swapper.config.size}, the checkpoint's")
         self.swapper, self.plan, self.renderer, self.judge = swapper, plan, renderer, judge
         self.device = next(swapper.parameters()).device

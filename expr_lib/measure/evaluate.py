@@ -40,6 +40,7 @@ from expr_lib.measure.metrics import (
     transfer_score,
 )
 from expr_lib.measure.probes import Swaps, cross_talk, leaks
+from expr_lib.model import Swapper
 
 ROWS = {
     "ours": "swap",
@@ -232,8 +233,8 @@ def _answers(
         "copy-input": image,
         "true render": to_float(at_rest.to(device)).permute(0, 3, 1, 2),
     }  # {row: (2B, 3, S, S)}
-    if hasattr(swapper, "rest"):
-        rest["ours"] = swapper.rest(f_f)
+    if isinstance(swapper, Swapper) and (face := swapper.rest(f_f)) is not None:
+        rest["ours"] = face.float()
     read_rest = {name: judges.au(shown) for name, shown in rest.items()}  # (2B, n_aus)
     asked = judges.identity(image)  # (2B, 128)
     asked_second = second(image) if second else None  # (2B, 128)

@@ -15,13 +15,15 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from expr_lib.blocks import Residual, conv_bn
 from expr_lib.datasets import to_float
 from expr_lib.faces.plan import FacePlan, FacesConfig, plan_faces
 from expr_lib.faces.render import Renderer
 from expr_lib.facs import AU_NAMES, PRESENT_AT
 from expr_lib.measure.judges import AUJudge
 from expr_lib.measure.metrics import balanced_accuracy, figures, leak_id, number
-from expr_lib.model import Residual, conv_bn, mix
+from expr_lib.model import mix
+from expr_lib.moving import as_map
 
 PROBE_SEED = 1909
 """Of the people on whom the probe of f_f is fitted; nothing else may have it."""
@@ -139,12 +141,12 @@ def leaks(
     def features(plan: FacePlan, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """-> f_f (N, ...), f_r (N, ...), on the CPU."""
         chunks = np.array_split(rows, -(-len(rows) // batch_size))
-        found = [
-            swapper.encode(render(plan, renderer, chunk, device))
-            for chunk in tqdm(chunks, desc="features", unit="batch", disable=not progress)
-        ]
-        f_f, f_r = (torch.cat([x.float().cpu() for x in part]) for part in zip(*found, strict=True))
-        return f_f, f_r
+        found: list[tuple[Tensor, Tensor]] = []
+        for chunk in tqdm(chunks, desc="features", unit="batch", disable=not progress):
+            f_f, f_r = swapper.encode(render(plan, renderer, chunk, device))
+            found.append((as_map(f_f).float().cpu(), f_r.float().cpu()))
+        all_f_f, all_f_r = (torch.cat(part) for part in zip(*found, strict=True))
+        return all_f_f, all_f_r
 
     f_f, f_r = features(plan, rows)
     fitted, _ = features(more, np.arange(len(more)))

@@ -176,13 +176,14 @@ def load_swapper(
     swapper = Swapper(model_config(metadata, path)).to(device)
     swapper.au_names, swapper.metadata = found, metadata
     load_module("ema", swapper, tensors, path)
+    swapper.table = tensors.get("table.f_r")
     return swapper.eval()
 
 
 def ship(source: str | Path, target: str | Path) -> None:
-    """Copy only what is needed at run time, the averaged (EMA) weights and the metadata, from a run's checkpoint."""
+    """Copy only what is needed at run time: the averaged (EMA) weights, the table of f_r and the metadata."""
     tensors, metadata = load(source)
-    save(target, {name: tensor for name, tensor in tensors.items() if name.startswith("ema.")}, metadata)
+    save(target, {name: tensor for name, tensor in tensors.items() if name.startswith(("ema.", "table."))}, metadata)
 
 
 PER_AU = {  # tensors of the swapper that have a part for each AU: name -> axis
@@ -197,36 +198,68 @@ SAYS = tuple(name for name in PER_AU if name.endswith(("style.0.weight", "paint"
 """Through these an AU changes the image; for a new one they begin at 0, so that the image stays as it was at first."""
 
 
-def fine_tune_config(path: str | Path, size: int, n_aus: int) -> ModelConfig:
-    """The model of a checkpoint for data with images of `size` pixels and `n_aus` AUs; ValueError for another size."""
-    config = model_config(load(path)[1], path)
-    if config.size != size:
-        raise ValueError(f"{path}: made for images of {config.size} pixels, found data of {size}")
-    if len(config.levels) > 1:
+def fine_tune_config(path: str | Path, config: ModelConfig) -> ModelConfig:
+    """The model of a checkpoint, changed to the size, number of AUs, generator and noise of `config`.
+
+    The moving generator may look at more pixels than the checkpoint, twice as many, four times, ...; ValueError for
+    other sizes.
+    """
+    old = model_config(load(path)[1], path)
+    times = config.size / old.size
+    if times != 1 and not (config.generator == "moved" and times in (2, 4, 8)):
+        raise ValueError(f"{path}: made for images of {old.size} pixels, found data of {config.size}")
+    if len(old.levels) > 1:
         raise ValueError(f"{path}: has AU classes of its own for each AU, expected one number of classes for all")
-    return replace(config, n_aus=n_aus)
+    kept = {"size": config.size, "n_aus": config.n_aus, "generator": config.generator, "noise": config.noise}
+    return replace(old, **kept)  # type: ignore[arg-type]
 
 
 def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
     """Fill a new swapper with the averaged weights of a checkpoint that may have other AUs, found by name.
 
     Shared AUs keep their heads, wherever they stand in the order; new AUs have fresh ones; the heads of AUs that the
-    swapper lacks are dropped. Returns the names as {"kept", "new", "dropped"}.
+    swapper lacks are dropped. Returns the names as {"kept", "new", "dropped"}. If the checkpoint is of the other
+    generator, the encoder and the AU branch are taken over, and what only the new generator has stays fresh. If the
+    swapper looks at more pixels, it begins as the very same function of the reduced image.
     """
     tensors, about = load(path)
     before, now = tuple(about["au_names"]), tuple(swapper.au_names)
     kept = [name for name in now if name in before]
     rows, from_rows = [now.index(name) for name in kept], [before.index(name) for name in kept]
     given = {name.removeprefix("ema."): t for name, t in tensors.items() if name.startswith("ema.")}
-    own = swapper.state_dict()
+    own, old = swapper.state_dict(), model_config(about, path)
+    if given and old.generator != swapper.config.generator:
+        given = own | {name: tensor for name, tensor in given.items() if name in own}
+    given = grown(given, swapper.config.size // old.size)
     for name, axis in PER_AU.items():
-        if name not in given or name not in own:
+        if name not in given or name not in own or (given[name].shape == own[name].shape and before == now):
             continue
         fresh = own[name].clone().movedim(axis, 0).unflatten(0, (len(now), -1))  # (n * d, ...) -> (n, d, ...)
-        old = given[name].movedim(axis, 0).unflatten(0, (len(before), -1)).to(fresh)
+        told = given[name].movedim(axis, 0).unflatten(0, (len(before), -1)).to(fresh)
         if name in SAYS:
             fresh.zero_()
-        fresh[rows] = old[from_rows]
+        fresh[rows] = told[from_rows]
         given[name] = fresh.flatten(0, 1).movedim(0, axis).reshape(own[name].shape).contiguous()
     load_module("ema", swapper, {f"ema.{name}": tensor for name, tensor in given.items()}, path)
     return {"kept": kept, "new": [n for n in now if n not in before], "dropped": [n for n in before if n not in now]}
+
+
+def grown(tensors: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Weights for images of `times` as many pixels a side that do to the reduced image what the old ones did.
+
+    A weight for a pixel that comes in is shared out to the `times`^2 pixels in its place; what is painted for one pixel
+    is painted for all of them.
+    """
+    if times == 1:
+        return tensors
+    grown = dict(tensors)
+    for name, tensor in tensors.items():
+        if name == "E.net.1.0.weight" or name.endswith(".fine.weight"):
+            p = round((tensor.shape[1] / 3) ** 0.5)
+            parts = tensor.unflatten(1, (3, p, p)).repeat_interleave(times, 2).repeat_interleave(times, 3)
+            grown[name] = (parts / times**2).flatten(1, 3).contiguous()  # (c, 3 p^2, 3, 3) -> (c, 3 (p times)^2, 3, 3)
+        elif name.endswith((".fill.weight", ".fill.bias")):
+            p = round((len(tensor) / 4) ** 0.5)
+            parts = tensor.unflatten(0, (4, p, p)).repeat_interleave(times, 1).repeat_interleave(times, 2)
+            grown[name] = parts.flatten(0, 2).contiguous()
+    return grown

@@ -39,6 +39,29 @@ def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
     return cls.masked_fill(au.isnan(), -1)
 
 
+def mean_f_r(f_r: Tensor, au: Tensor) -> Tensor:
+    """Mean f_r of each AU at each intensity: f_r (N, n, d), au (N, n) in [0, 5], NaN = missing -> (n, 6, d).
+
+    An image counts for the whole number that is nearest to its intensity. An intensity that no image shows lies on the
+    straight line between its neighbours, or beyond them on the line from the first to the last that is shown; an AU of
+    which only one intensity is shown has that vector throughout. Our choice.
+    """
+    levels = int(MAX_INTENSITY) + 1
+    table = f_r.new_zeros(f_r.shape[1], levels, f_r.shape[2])
+    for k in range(f_r.shape[1]):
+        level = au[:, k].round()
+        shown = [v for v in range(levels) if (level == v).any()]
+        if not shown:
+            continue
+        means = torch.stack([f_r[level == v, k].mean(0) for v in shown])  # (shown, d)
+        for v in range(levels):
+            after = next((i for i, other in enumerate(shown) if other >= v), len(shown) - 1)
+            i, j = (max(after - 1, 0), after) if v <= shown[-1] and v >= shown[0] else (0, len(shown) - 1)
+            span = shown[j] - shown[i]
+            table[k, v] = torch.lerp(means[i], means[j], (v - shown[i]) / span) if span else means[j]
+    return table
+
+
 def mix(f_r_a: Tensor, f_r_b: Tensor, weights: Tensor) -> Tensor:
     """Move each AU from a (weight 0) to b (weight 1): two f_r (B, n, d), weights (B, n) or (n,) -> f_r (B, n, d)."""
     return torch.lerp(f_r_a, f_r_b, weights.unsqueeze(-1).expand_as(f_r_a).to(f_r_a))
@@ -188,6 +211,7 @@ class Swapper(nn.Module):
 
     au_names: tuple[str, ...] = AU_NAMES  # training and loading set the data set's own
     warm: bool = False  # training sets it after the warm-up
+    table: Tensor | None = None  # (n, 6, d) mean f_r of each AU at intensity 0 to 5, made when training ends
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -237,6 +261,18 @@ class Swapper(nn.Module):
     def intensities(self, f_r: Tensor) -> Tensor:
         """f_r (B, n, d) -> AU intensities (B, n) in [0, 5]."""
         return MAX_INTENSITY * self.DG.related.au(f_r).sigmoid()
+
+    def f_r_of(self, au: Tensor) -> Tensor:
+        """Intensities (B, n) in [0, 5] -> f_r (B, n, d), between the two rows of `table` that are next to each.
+
+        ValueError if the checkpoint has no table.
+        """
+        if self.table is None:
+            raise ValueError("this checkpoint has no table of f_r by intensity; one is made when training ends")
+        table = self.table.to(au.device)
+        low = au.floor().clamp(0, MAX_INTENSITY - 1).long()  # (B, n)
+        unit = torch.arange(au.shape[1], device=au.device)
+        return torch.lerp(table[unit, low], table[unit, low + 1], (au - low).unsqueeze(-1))
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return self.swap(a, b)

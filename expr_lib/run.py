@@ -19,7 +19,7 @@ from tqdm import tqdm
 from expr_lib import checkpoint, processes
 from expr_lib.datasets import FaceData, held_out_pairs, to_float, to_uint8
 from expr_lib.images import write_png
-from expr_lib.model import Swapper
+from expr_lib.model import Swapper, mean_f_r
 from expr_lib.step import Nets, TakeWeights, TrainConfig, Weights
 
 SHOWN = ("au", "self_", "cycle", "realism", "guide", "take", "rest")  # losses beside the progress bar
@@ -79,8 +79,11 @@ class Run:
         if self.log and picture:
             self.log.picture(done, sample(self.nets.ema, self.data, self.held_out, self.nets.accelerator.device))
         if self.log and (save or told):
+            tensors = all_tensors(self.nets)
+            if done == c.steps:
+                tensors["table.f_r"] = table(self.nets.ema, self.data.subset("train"), self.nets.accelerator.device)
             metadata = checkpoint.describe(self.nets.ema, step=done, **self.about)
-            checkpoint.save(self.path, all_tensors(self.nets), metadata, keep_previous=True)
+            checkpoint.save(self.path, tensors, metadata, keep_previous=True)
         if told:
             if self.log:
                 self.bar.write(f"stopped after step {done}; saved in {self.path}; the same command goes on from there")
@@ -213,6 +216,19 @@ class Log:
     def picture(self, step: int, grid: np.ndarray) -> None:
         write_png(self.run / "samples" / f"{step:07d}.png", grid)
         self.board.add_image("samples", grid, step, dataformats="HWC")
+
+
+TABLE_IMAGES = 4096
+"""Images of the training set, evenly spaced, from which the table of f_r by intensity is made."""
+
+
+@torch.no_grad()
+def table(swapper: Swapper, data: FaceData, device: torch.device) -> Tensor:
+    """The mean f_r of each AU at each intensity over training images, (n, 6, d)."""
+    rows = np.unique(np.linspace(0, len(data) - 1, min(TABLE_IMAGES, len(data))).astype(int))
+    chunks = np.array_split(rows, -(-len(rows) // 64))
+    f_r = torch.cat([swapper.read_au(to_float(data.pixels(chunk, device)))[0].cpu() for chunk in chunks])
+    return mean_f_r(f_r, torch.from_numpy(data.au[rows]))
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ class TakeWeights:
     au: float = 5.0  # real images: which AUs?
     take: float = 60.0  # inside a take: the other image, or the image itself
     rest: float = 20.0  # T is the image of the take that is at rest
-    guide: float = 0.0  # across people: our AU branch, frozen, must read b's AUs from the swap
+    guide: float = 2.0  # our AU branch, frozen, must read from what was put on the AUs of where it came from
     cycle: float = 0.0  # across people: cross-cycle, L1
     hide_au: float = 0.0  # f_f must not tell the AU classes
     hide_subject: float = 0.0  # f_r must not tell the subject
@@ -71,6 +71,7 @@ class TrainConfig:
     batch_size: int = 8  # pairs; several processes share them
     warmup_lr: float = 2e-3  # of the AU branch alone, falling to lr
     lr: float = 8e-4  # generator side
+    take_lr: float = 4e-4  # generator side inside takes, with a longer memory (beta1 0.9): there is no opponent
     lr_d: float = 3e-4  # discriminators
     cooldown: float = 0.3  # share of the steps over which all learning rates fall to 0 at the end
     feature_d_steps: int = 2  # updates of D_f and D_r for each step; they are tiny and must keep up with the encoder

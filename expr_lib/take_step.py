@@ -49,7 +49,7 @@ def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
     """One step: encode, take the expression off, put an expression of the same take on. Needs pairs of a take."""
     end_warmup(nets.swapper)
     x, w, swapper, n = batch.x, c.take_weights, nets.swapper, len(batch.x)
-    across = any((w.guide, w.cycle, w.realism, w.swap))
+    across = any((w.cycle, w.realism, w.swap))
     row = torch.arange(n, device=x.device)
     itself = processes.draw(torch.rand, n, device=x.device) < ITSELF
     source = torch.where(itself, row, partner(row))  # (2B,) whose expression is put on
@@ -95,9 +95,10 @@ def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
             loss["realism"], loss["swap"] = fool(realism), fool(consistent)
             total = total + w.realism * loss["realism"] + w.swap * loss["swap"]
         if w.guide:
+            shown, asked = (swap, stranger(batch.au)) if across else (answer, batch.au[source])
             with frozen(swapper):
-                _, logit = swapper.read_au(augment(swap))
-            loss["guide"] = au_loss(logit, stranger(batch.au), nets.au_weight)
+                _, logit = swapper.read_au(augment(shown))
+            loss["guide"] = au_loss(logit, asked, nets.au_weight)
             total = total + w.guide * loss["guide"]
     if w.cycle:
         loss["cycle"] = reconstruction_loss(cycle, x)

@@ -53,14 +53,15 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
         for part in (swapper.E, swapper.DG.G if isinstance(swapper.DG, model.DG) else swapper.DG.put, d):
             part.compile()  # in place: the names of the weights stay
 
-    def adam(lr: float, *nets: nn.Module | None) -> torch.optim.Optimizer:
+    def adam(lr: float, *nets: nn.Module | None, beta1: float = 0.5) -> torch.optim.Optimizer:
         learn = [p for net in nets if net is not None for p in net.parameters()]
-        return torch.optim.Adam(learn, lr, betas=(0.5, 0.99), fused=True)  # one kernel a weight instead of eight
+        return torch.optim.Adam(learn, lr, betas=(beta1, 0.99), fused=True)  # one kernel a weight instead of eight
 
+    beta1 = 0.9 if config.supervision == "takes" else 0.5
     weight = class_weights(au_classes(au, m.au_levels), max(m.au_levels))
     return Nets(
         swapper, ema, d, d_f, d_r,
-        adam(config.lr, swapper), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
+        adam(config.lr, swapper, beta1=beta1), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
         au_weights(au).to(device), weight.to(device), torch.ones(1, max(n_subjects, 1), device=device), where,
     )  # fmt: skip
 
@@ -85,10 +86,11 @@ def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
     The whole method starts gently: Adam knows E from the small gradients of the AU branch alone, and would answer the
     first, far larger ones of the reconstruction with steps that end what the branch has learnt.
     """
-    lr, fall = c.lr, min(1.0, (c.steps - step) / max(1.0, c.cooldown * c.steps))
+    main = c.take_lr if c.supervision == "takes" else c.lr
+    lr, fall = main, min(1.0, (c.steps - step) / max(1.0, c.cooldown * c.steps))
     if step < c.warmup_steps:
         done = step / c.warmup_steps
-        lr = (c.lr + (c.warmup_lr - c.lr) * (1 - done)) * min(1.0, 50 * done + 0.02)
+        lr = (main + (c.warmup_lr - main) * (1 - done)) * min(1.0, 50 * done + 0.02)
     else:
         lr *= min(1.0, (1 + step - c.warmup_steps) / 300)
     for optimizer, rate in ((nets.opt_G, lr), (nets.opt_D, c.lr_d), (nets.opt_f, c.lr_d)):
@@ -122,8 +124,7 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
     config = settled(config, learn)
     run.mkdir(parents=True, exist_ok=True)
     if start_from:
-        model_of = checkpoint.fine_tune_config(start_from, data.size, len(data.au_names))
-        config = replace(config, model=replace(model_of, noise=config.model.noise), warmup_steps=0)
+        config = replace(config, model=checkpoint.fine_tune_config(start_from, config.model), warmup_steps=0)
     nets = build_nets(config, learn)
     here = nets.accelerator
     about = {"train": {k: v for k, v in asdict(config).items() if k != "model"}, "data": data.meta}

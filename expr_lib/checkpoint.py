@@ -230,7 +230,7 @@ def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
     own, old = swapper.state_dict(), model_config(about, path)
     if given and old.generator != swapper.config.generator:
         given = own | {name: tensor for name, tensor in given.items() if name in own}
-    given = grown(given, swapper.config.size // old.size)
+    given = grown(given, own)
     for name, axis in PER_AU.items():
         if name not in given or name not in own or (given[name].shape == own[name].shape and before == now):
             continue
@@ -244,22 +244,22 @@ def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
     return {"kept": kept, "new": [n for n in now if n not in before], "dropped": [n for n in before if n not in now]}
 
 
-def grown(tensors: dict[str, Tensor], times: int) -> dict[str, Tensor]:
-    """Weights for images of `times` as many pixels a side that do to the reduced image what the old ones did.
+def grown(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for the sizes of `own`, a network that looks at more pixels, that do what the old ones did.
 
-    A weight for a pixel that comes in is shared out to the `times`^2 pixels in its place; what is painted for one pixel
-    is painted for all of them.
+    A weight for a pixel that comes in is shared out to all pixels that now stand in its place; what was painted for one
+    pixel is painted for all of them.
     """
-    if times == 1:
-        return tensors
     grown = dict(tensors)
     for name, tensor in tensors.items():
+        if name not in own or tensor.shape == own[name].shape:
+            continue
         if name == "E.net.1.0.weight" or name.endswith(".fine.weight"):
-            p = round((tensor.shape[1] / 3) ** 0.5)
+            p, times = (round((n / 3) ** 0.5) for n in (tensor.shape[1], 3 * own[name].shape[1] / tensor.shape[1]))
             parts = tensor.unflatten(1, (3, p, p)).repeat_interleave(times, 2).repeat_interleave(times, 3)
             grown[name] = (parts / times**2).flatten(1, 3).contiguous()  # (c, 3 p^2, 3, 3) -> (c, 3 (p times)^2, 3, 3)
         elif name.endswith((".fill.weight", ".fill.bias")):
-            p = round((len(tensor) / 4) ** 0.5)
+            p, times = (round((n / 4) ** 0.5) for n in (len(tensor), 4 * len(own[name]) / len(tensor)))
             parts = tensor.unflatten(0, (4, p, p)).repeat_interleave(times, 1).repeat_interleave(times, 2)
             grown[name] = parts.flatten(0, 2).contiguous()
     return grown

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from expr_lib import checkpoint
 from expr_lib.checkpoint import load_swapper
 from expr_lib.model import ModelConfig, Swapper
+from expr_lib.moving import resize
 
 AUS = ("AU1", "AU12", "AU26")
 
@@ -168,7 +169,7 @@ def test_shared_aus_keep_their_heads_in_any_order_and_new_ones_leave_the_image_a
     old = Swapper(ModelConfig(size=16, n_aus=3, width=16, width_r=16))
     old.au_names = AUS
     checkpoint.save(tmp_path / "old", checkpoint.module_tensors("ema", old), checkpoint.describe(old))
-    new = Swapper(checkpoint.fine_tune_config(tmp_path / "old", 16, 4))
+    new = Swapper(checkpoint.fine_tune_config(tmp_path / "old", ModelConfig(size=16, n_aus=4)))
     new.au_names = ("AU26", "AU4", "AU1", "AU12")
     heads = checkpoint.start_from(tmp_path / "old", new)
     assert heads == {"kept": ["AU26", "AU1", "AU12"], "new": ["AU4"], "dropped": []}
@@ -189,11 +190,52 @@ def test_heads_that_the_data_lack_are_dropped_and_what_cannot_fit_is_told(path: 
     old = Swapper(ModelConfig(size=16, n_aus=3, width=16, width_r=16))
     old.au_names = AUS
     checkpoint.save(tmp_path / "old", checkpoint.module_tensors("ema", old), checkpoint.describe(old))
-    new = Swapper(checkpoint.fine_tune_config(tmp_path / "old", 16, 1))
+    new = Swapper(checkpoint.fine_tune_config(tmp_path / "old", ModelConfig(size=16, n_aus=1)))
     new.au_names = ("AU12",)
     assert checkpoint.start_from(tmp_path / "old", new) == {"kept": ["AU12"], "new": [], "dropped": ["AU1", "AU26"]}
     assert torch.equal(new.DG.related.readout[0], old.DG.related.readout[1])
     with pytest.raises(ValueError, match="made for images of 16 pixels, found data of 64"):
-        checkpoint.fine_tune_config(tmp_path / "old", 64, 1)
+        checkpoint.fine_tune_config(tmp_path / "old", ModelConfig(size=64, n_aus=1))
     with pytest.raises(ValueError, match="AU classes of its own"):
-        checkpoint.fine_tune_config(path, 16, 1)
+        checkpoint.fine_tune_config(path, ModelConfig(size=16, n_aus=1))
+
+
+def test_the_moving_generator_takes_over_encoder_and_au_branch_of_a_drawing_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    old = Swapper(ModelConfig(size=64, n_aus=3, width=16, width_r=16)).eval()
+    old.au_names = AUS
+    checkpoint.save(tmp_path / "old", checkpoint.module_tensors("ema", old), checkpoint.describe(old))
+    config = checkpoint.fine_tune_config(tmp_path / "old", ModelConfig(generator="moved", size=64, n_aus=3))
+    new = Swapper(config).eval()
+    new.au_names = AUS
+    assert config.generator == "moved" and config.width == 16
+    assert checkpoint.start_from(tmp_path / "old", new)["kept"] == list(AUS)
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    torch.testing.assert_close(new.read_au(image), old.read_au(image))
+    torch.testing.assert_close(new.encode(image)[0].map, old.encode(image)[0])
+
+
+@pytest.mark.parametrize(("small", "large"), [(32, 64), (64, 128), (32, 128)])
+def test_a_network_that_looks_at_more_pixels_begins_as_the_same_function(
+    tmp_path: Path, small: int, large: int
+) -> None:
+    torch.manual_seed(0)
+    old = Swapper(ModelConfig(generator="moved", size=small, n_aus=3, width=16, width_r=16)).eval()
+    old.au_names = AUS
+    for net in (old.DG.take, old.DG.put):
+        for last in (net.flow, net.fill):
+            torch.nn.init.normal_(last.weight, 0, 0.05)
+    checkpoint.save(tmp_path / "old", checkpoint.module_tensors("ema", old), checkpoint.describe(old))
+    wanted = ModelConfig(generator="moved", size=large, n_aus=3)
+    new = Swapper(checkpoint.fine_tune_config(tmp_path / "old", wanted)).eval()
+    new.au_names = AUS
+    checkpoint.start_from(tmp_path / "old", new)
+    coarse = torch.rand(2, 3, small, small) * 2 - 1
+    image = coarse.repeat_interleave(large // small, 2).repeat_interleave(large // small, 3)
+    torch.testing.assert_close(new.read_au(image), old.read_au(coarse), atol=1e-4, rtol=1e-4)
+    f_r = torch.rand(2, 3, 8)
+    edits = [net.DG.put.edits(x, torch.zeros(2, 16, 16, 16), f_r) for net, x in ((old, coarse), (new, image))]
+    for before, now in zip(*edits, strict=True):
+        torch.testing.assert_close(resize(now, before.shape[-1]), before, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match=f"made for images of {small} pixels, found data of 96"):
+        checkpoint.fine_tune_config(tmp_path / "old", ModelConfig(generator="moved", size=96, n_aus=3))

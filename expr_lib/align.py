@@ -28,6 +28,14 @@ FACE = ((0.5, 0.56), (0.40, 0.42))
 """Centre and half axes of the ellipse that is pasted back, in shares of the aligned image."""
 
 
+INVENTED = 1 / 3
+"""Share of the ellipse that may lie beyond the photograph, where its edge goes on: more of it is no face any more."""
+
+
+class LandmarkError(ValueError):
+    """Landmarks that are no face, or none of this photograph."""
+
+
 @dataclass(frozen=True)
 class Aligned:
     """A face cut out of a photograph, and the way back."""
@@ -37,32 +45,85 @@ class Aligned:
     matrix: np.ndarray  # (2, 3) pixels of the photograph -> shares of the face image
 
 
-def align(photo: np.ndarray, size: int, *, largest: bool = False) -> Aligned:
+@dataclass(frozen=True)
+class Choice:
+    """Which of several faces in a photograph is meant: one set of options for all commands that find faces."""
+
+    largest: bool = False  # of several faces take the largest
+    face: int = 0  # of several faces take this one, counted from 1 from left to right
+
+
+def align(photo: np.ndarray, size: int, choice: Choice | None = None, *, largest: bool = False) -> Aligned:
     """Find the face in a photograph (H, W, 3) uint8 and cut it out, ``size`` pixels a side.
 
-    Of several faces the largest is taken where it has four times the area of the next one, or with ``largest``.
+    Of several faces the largest is taken where it has four times the area of the next one, or as ``choice`` says
+    (``largest``: the same as ``Choice(largest=True)``).
     Raises ``ImportError`` without the extra ``photographs``, ``ValueError`` where there is no face, there are several,
     or it is a profile.
     """
     found = find_faces(photo)
     if not found:
         raise ValueError("found no face; expected one seen from the front, upright, at least 40 pixels wide")
+    return cut_out(photo, chosen(found, choice or Choice(largest)), size)
+
+
+def chosen(found: list[np.ndarray], choice: Choice) -> np.ndarray:
+    """One of several faces, each given by its landmarks (68, 2); ``ValueError`` where it is not clear which."""
+    if choice.face < 0 or (choice.largest and choice.face):
+        raise ValueError(f"--face {choice.face}: expected a number from 1 on, and not --largest with it")
+    if len(found) == 1:
+        return found[0]
+    if choice.face > len(found):
+        raise ValueError(f"found {len(found)} faces, expected {choice.face} or more, as --face {choice.face} says")
+    if choice.face:
+        return sorted(found, key=lambda points: float(points[:, 0].mean()))[choice.face - 1]
     area = [float(np.ptp(points, axis=0).prod()) for points in found]
     order = np.argsort(area)[::-1]
-    if len(found) > 1 and not largest and area[order[0]] < 4 * area[order[1]]:
-        raise ValueError(f"found {len(found)} faces, expected one: crop the photograph, or ask for the largest")
-    return cut_out(photo, found[order[0]], size)
+    if not choice.largest and area[order[0]] < 4 * area[order[1]]:
+        raise ValueError(
+            f"found {len(found)} faces, expected one: choose with --largest or --face N, from left to right"
+        )
+    return found[order[0]]
 
 
 def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
-    """The face with these landmarks (68, 2), ``size`` pixels a side; ``ValueError`` for a profile."""
+    """The face with these landmarks (68, 2), ``size`` pixels a side.
+
+    Raises ``ValueError`` for a profile, and where the landmarks are none or those of another photograph.
+    """
     points = np.asarray(points, np.float64)
     if points.shape != (68, 2) or not np.isfinite(points).all():
-        raise ValueError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
+        raise LandmarkError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
     if abs(turned := yaw(points)) > MAX_YAW:
         raise ValueError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
     matrix = similarity(anchors(points))
+    expect_inside(points, matrix, photo.shape[:2])
     return Aligned(crop(photo, matrix, size), points, matrix)
+
+
+def expect_inside(points: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> None:
+    """``LandmarkError`` where eyes and mouth, or much of the face, lie outside a photograph of this (height, width)."""
+    height, width = shape
+    for where, (low, high), side in zip(("column", "row"), _span(anchors(points)), (width, height), strict=True):
+        if low < 0 or high > side:
+            found = f"found eyes and mouth in {where}s {low:.0f} to {high:.0f} of {side}"
+            raise LandmarkError(f"landmarks: {found}, expected them inside; is this a scaled or cut copy?")
+    if (share := beyond(matrix, shape)) > INVENTED:
+        found = f"found {share:.0%} of the face beyond the photograph of {width} x {height} pixels"
+        raise LandmarkError(f"landmarks: {found}, expected {INVENTED:.0%} at most; is this a scaled or cut copy?")
+
+
+def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Share of the ellipse ``FACE`` that lies outside a photograph of this height and width, so that it is invented."""
+    rows, columns = (face_mask(32) > 0).nonzero()
+    back = inverse(matrix)
+    place = (np.stack([columns, rows], 1) + 0.5) / 32 @ back[:, :2].T + back[:, 2]  # (N, 2) in the photograph
+    return float(((place < 0) | (place > (shape[1], shape[0]))).any(1).mean())
+
+
+def _span(points: np.ndarray) -> np.ndarray:
+    """(N, 2) -> lowest and highest x, lowest and highest y: (2, 2)."""
+    return np.stack([points.min(0), points.max(0)], 1)
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:

@@ -7,14 +7,19 @@ all the rest works without. The model was trained on 300-W, whose licence exclud
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from expr_lib.images import read_image, write_png
 
 CANONICAL = np.array([[0.3467, 0.3769], [0.6533, 0.3769], [0.3763, 0.7422], [0.6237, 0.7422]])
 """Eyes and mouth corners of the mean rendered head, seen from the front, in shares of the image; image left first."""
@@ -294,6 +299,63 @@ def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, heig
     text = name if isinstance(result, Aligned) else f"{name}\n\nleft out:\n" + "\n".join(wrap(result, 46))
     draw.multiline_text((3 * pad + 2 * height, pad + 4), text, fill="#222222", font_size=17, spacing=6)
     return np.array(row)
+
+
+PAGE = 20
+"""Photographs on one page of the contact sheet: 4,640 pixels high."""
+
+
+def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> Iterator[str]:
+    """Cut the face out of each photograph, and of all below a folder, into ``out``; yields a line on each file written.
+
+    Folders are kept, so that people with a ``1.png`` each do not mix. One photograph and one page of the contact sheet
+    are in memory at a time. Raises ``ValueError`` where there is no file.
+    """
+    files = list(files_below(paths, out))
+    if not files:
+        raise ValueError(f"{', '.join(map(str, paths))}: found no file, expected photographs")
+    pages, rows = -(-len(files) // PAGE), list[np.ndarray]()
+    sheets = [out / (f"contact-sheet-{k:0{len(str(pages))}}.png" if pages > 1 else "contact-sheet.png")
+              for k in range(1, pages + 1)]  # fmt: skip
+    written = {str(path).lower() for path in sheets}
+    for n, (file, below) in enumerate(files, 1):
+        photo = None
+        try:
+            photo = read_image(file)
+            result: Aligned | str = align(photo, size, choice)
+        except (ValueError, OSError) as error:
+            result = str(error).removeprefix(f"{file}: ")
+        rows.append(contact_row(str(below), photo, result))
+        if isinstance(result, Aligned):
+            names = chain([below.stem], (f"{below.stem}-{k}" for k in count(2)))  # 1.jpg and 1.png
+            target = next(x for name in names if str(x := out / below.with_name(f"{name}.png")).lower() not in written)
+            written.add(str(target).lower())
+            yield str(write_png(target, result.face))
+        else:
+            yield f"{file}: left out: {result}"
+        if len(rows) == PAGE or n == len(files):
+            yield str(write_png(sheets[(n - 1) // PAGE], np.concatenate(rows)))
+            rows.clear()
+
+
+def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
+    """Files, and those in folders at any depth -> each with the path that it gets; ``out`` itself is not entered.
+
+    Hidden files are passed over and links to folders not followed.
+    """
+    several = len(paths) > 1
+    for path in paths:
+        if not path.is_dir():
+            yield path, Path(path.name)
+            continue
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(
+                x for x in folders if not x.startswith(".") and (Path(folder) / x).resolve() != out.resolve()
+            )
+            for name in sorted(names):
+                if not name.startswith("."):
+                    file = Path(folder) / name
+                    yield file, Path(path.resolve().name if several else "") / file.relative_to(path)
 
 
 def beside(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -134,18 +134,19 @@ def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report:
     photographs = {entry.source: lookup.photograph(entry.source) for entry in entries if entry.frame is None}
     closest: dict[str, int] = {}  # of several paths that can mean an image, the one that shares most with it counts
     for found, share in photographs.values():
-        for image in found:
-            closest[image] = max(share, closest.get(image, -1))
+        for rel in found:
+            closest[rel] = max(share, closest.get(rel, -1))
     several = Counter((entry.source, entry.frame) for entry in entries)
+    image: str | None
     for entry in entries:
         what = entry.source if entry.frame is None else f"{entry.source}: frame {entry.frame}"
         if (n := several[entry.source, entry.frame]) > 1:
             report.left_out("several faces in one image", file, entry.line, f"{what}: {n} faces")
         elif entry.frame is None:
             found, share = photographs[entry.source]
-            found = [image for image in found if closest[image] == share]
-            if one := lookup.tree.one(found, file, entry.line, what):
-                yield Face(one, "", entry.au, (file, entry.line), points=entry.points)
+            found = [rel for rel in found if closest[rel] == share]
+            if image := lookup.tree.one(found, file, entry.line, what):
+                yield Face(image, "", entry.au, (file, entry.line), points=entry.points)
         elif image := films[entry.source].get(entry.frame):
             who = posixpath.splitext(entry.source)[0]
             yield Face(image, who, entry.au, (file, entry.line), points=entry.points, take=entry.source)

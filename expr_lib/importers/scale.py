@@ -8,6 +8,7 @@ three rows on, or of everything.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 ROWS = 3
 """So many unusable labels of one AU stop an import; fewer are damage of single rows."""
@@ -33,6 +34,7 @@ class Tally:
 class Scale:
     """Tallies by AU, of the file that is being read and of all before it."""
 
+    root: Path = Path()
     file: str = ""
     limit: float = 5.0  # the largest value that the form allows
     here: dict[str, Tally] = field(default_factory=dict)
@@ -55,8 +57,9 @@ class Scale:
 
     def end_of_file(self) -> None:
         """Look at each AU of the file; ``ValueError`` in one line where its scale is another."""
+        largest = max((tally.largest for tally in self.here.values()), default=0.0)
         for name, tally in self.here.items():
-            self.stop_where_most_are_bad(tally, ROWS)
+            self.stop_where_most_are_bad(tally, ROWS, largest)
             self.before.setdefault(name, Tally()).add(tally)
         self.here = {}
 
@@ -65,14 +68,16 @@ class Scale:
         self.end_of_file()
         everything = Tally()
         for tally in self.before.values():
-            self.stop_where_most_are_bad(tally, ROWS)
             everything.add(tally)
-        self.stop_where_most_are_bad(everything, 2)
+        for tally in self.before.values():
+            self.stop_where_most_are_bad(tally, ROWS, everything.largest)
+        self.stop_where_most_are_bad(everything, 2, everything.largest)
 
-    def stop_where_most_are_bad(self, tally: Tally, at_least: int) -> None:
+    def stop_where_most_are_bad(self, tally: Tally, at_least: int, largest: float) -> None:
         if tally.bad >= at_least and 2 * tally.bad > tally.others:
             share = f"{tally.bad} of {tally.others} labels that are not 0 are like that"
-            raise ValueError(f"{tally.first}: {share}; it looks like {looks_like(tally.largest, self.limit)}")
+            guess = looks_like(largest if tally.largest else 0, self.limit)
+            raise ValueError(f"{self.root / tally.first}: {share}; it looks like {guess}")
 
 
 def looks_like(largest: float, limit: float) -> str:

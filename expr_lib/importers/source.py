@@ -85,6 +85,7 @@ class Tree:
         self.root, self.report = Path(root), report
         if not self.root.is_dir():
             raise NotADirectoryError(f"{root}: not a folder; expected the folder of a data set")
+        report.scale.root = self.root
         self.files: dict[str, str] = {}  # lower-case path -> path, both below the root and with /
         self.opened: set[str] = set()  # paths of the label files that an importer has read
         self.copies: set[str] = set()  # images that a program made of others, and that are not used

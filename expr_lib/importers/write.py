@@ -151,6 +151,8 @@ Told = tuple[int, str, str, str]  # which image, kind of the case, reason, detai
 Done = tuple[bytes, list[Told]]  # pixels of the sound images; what is to be told, of the others and of some of these
 TOLD = 0.05
 """Share of a face beyond its image from which on that is told."""
+SUSPECT = 0.1
+"""Share of landmarks that fit no image from which on those that do are doubtful: the images may be scaled copies."""
 UNUSABLE, UNFIT = "image that cannot be used", "landmarks that do not fit their image"
 
 
@@ -262,6 +264,11 @@ def write(
         file.flush()
         os.fsync(file.fileno())
     report.cases += [(kind, reason, faces[i].image, 0, why) for i, kind, reason, why in told]
+    unfit, marked = sum(case[2] == UNFIT for case in told), sum(face.points is not None for face in faces)
+    if kept and unfit > SUSPECT * marked:
+        report.note(
+            "landmarks do not fit so many images that those of the others are doubtful", "", 0, f"{unfit} of {marked}"
+        )
     if kept == 0:
         raise ValueError(f"{source}: no image could be used; {'; '.join(report.lines())}")
     good = [face for i, face in enumerate(faces) if i not in lost]

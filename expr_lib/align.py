@@ -99,23 +99,22 @@ def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
     points = np.asarray(points, np.float64)
     if points.shape != (68, 2) or not np.isfinite(points).all():
         raise LandmarkError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
+    expect_inside(anchors(points), photo.shape[:2])
     if abs(turned := yaw(points)) > MAX_YAW:
         raise ValueError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
     matrix = similarity(anchors(points))
-    expect_inside(points, matrix, photo.shape[:2])
+    if (share := beyond(matrix, photo.shape[:2])) > INVENTED:
+        found = f"found {share:.0%} of the face beyond the photograph, expected {INVENTED:.0%} at most"
+        raise LandmarkError(f"landmarks: {found}; is this a scaled or cut copy?")
     return Aligned(crop(photo, matrix, size), points, matrix)
 
 
-def expect_inside(points: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> None:
-    """``LandmarkError`` where eyes and mouth, or much of the face, lie outside a photograph of this (height, width)."""
-    height, width = shape
-    for where, (low, high), side in zip(("column", "row"), _span(anchors(points)), (width, height), strict=True):
+def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:
+    """``LandmarkError`` where eyes and mouth (4, 2) lie outside a photograph of this (height, width)."""
+    for what, low, high, side in zip(("columns", "rows"), points.min(0), points.max(0), shape[1::-1], strict=True):
         if low < 0 or high > side:
-            found = f"found eyes and mouth in {where}s {low:.0f} to {high:.0f} of {side}"
+            found = f"found eyes and mouth in {what} {low:.0f} to {high:.0f} of {side}"
             raise LandmarkError(f"landmarks: {found}, expected them inside; is this a scaled or cut copy?")
-    if (share := beyond(matrix, shape)) > INVENTED:
-        found = f"found {share:.0%} of the face beyond the photograph of {width} x {height} pixels"
-        raise LandmarkError(f"landmarks: {found}, expected {INVENTED:.0%} at most; is this a scaled or cut copy?")
 
 
 def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
@@ -124,11 +123,6 @@ def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
     back = inverse(matrix)
     place = (np.stack([columns, rows], 1) + 0.5) / 32 @ back[:, :2].T + back[:, 2]  # (N, 2) in the photograph
     return float(((place < 0) | (place > (shape[1], shape[0]))).any(1).mean())
-
-
-def _span(points: np.ndarray) -> np.ndarray:
-    """(N, 2) -> lowest and highest x, lowest and highest y: (2, 2)."""
-    return np.stack([points.min(0), points.max(0)], 1)
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:

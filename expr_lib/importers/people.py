@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from expr_lib.importers.source import IMAGE_ENDINGS, PEOPLE, Face, Report, Tree
 
 ENDINGS = (*IMAGE_ENDINGS, ".csv", ".txt", ".mp4", ".avi", ".mov", ".mkv", ".webm")
-HEADERS = ("person", "subject")
+HEADERS, NAMES = ("person", "subject"), ("name", "image", "film", "file", "folder")
 
 
 def with_people(faces: list[Face], tree: Tree, report: Report) -> None:
@@ -67,7 +67,8 @@ def people(tree: Tree, report: Report) -> dict[str, tuple[str, int]]:
     for i, (line, row) in enumerate(tree.rows(file, ";\t,")):
         low = [cell.lower() for cell in row]
         if i == 0 and len(low) > 1 and (at := next((low.index(x) for x in HEADERS if x in low), None)) is not None:
-            name_at, person_at, width = int(at == 0), at, len(low)
+            name_at = next((low.index(x) for x in NAMES if x in low), int(at == 0))
+            person_at, width = at, len(low)
         elif len(row) != width or not row[name_at] or not row[person_at]:
             report.left_out("line that is not name,person", file, line, ",".join(row)[:40])
         elif (first := found.setdefault(plain(row[name_at]), (row[person_at], line)))[0] != row[person_at]:

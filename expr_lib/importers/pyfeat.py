@@ -59,16 +59,17 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
 def sound_mesh(row: dict[str, str], report: Report, file: str, line: int) -> np.ndarray | None:
     """The landmarks, but no mesh that looks turned where py-feat's own ``Yaw`` says, in whatever unit, that none is."""
     points = landmarks(row)
-    if points is None or f"x_{MESH - 1}" not in row or not np.isfinite(points).all() or abs(yaw(points)) <= MAX_YAW:
+    if points is None or f"x_{MESH - 1}" not in row or not np.isfinite(points).all():
+        return points
+    turned = abs(yaw(points / np.abs(points).max() * 1000))  # pixels, or shares of the image
+    if turned <= MAX_YAW:
         return points
     try:
         straight = abs(number(row.get("yaw", ""))) < np.radians(MAX_YAW)
     except ValueError:
         straight = False
     if straight:
-        report.note(
-            "mesh that contradicts the column Yaw, not used", file, line, f"turned by {yaw(points):.0f} degrees"
-        )
+        report.note("mesh that contradicts the column Yaw, not used", file, line, f"turned by {turned:.0f} degrees")
     return None if straight else points
 
 

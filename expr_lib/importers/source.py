@@ -254,7 +254,9 @@ def records(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
     while at < len(lines):
         end = at + 1
         if lines[at].count('"') % 2:
-            end = next((k + 1 for k in range(at + 1, min(at + 10, len(lines))) if lines[k].count('"') % 2), end)
+            quoted = next((k for k in range(end, min(end + 10, len(lines))) if lines[k].count('"') % 2), None)
+            if quoted is not None and re.match(r'[^"]*"\s*([;,\t]|$)', lines[quoted]):  # it closes a cell
+                end = quoted + 1
         yield at + 1, lines[at:end]
         at = end
 

@@ -188,6 +188,7 @@ def test_a_doubtful_second_face_is_no_second_face_and_a_table_without_rows_found
         (["film/frames/img_{}.jpg", 1], ""),
         (["film_frames/{}.png", 1], ""),
         (["pictures/film_000{}.png", 1], ""),
+        (["tables/frames/000{}.png", 1], ""),
         (["pictures/film-frame-{}.png", 1], ""),
         (["film/frame_{}.png", 0], "frames of the images counted from 0, those of the table from 1"),
         (["film/{}.png", 41], "frames of the images matched with those of the table in the order of names"),
@@ -304,7 +305,7 @@ def test_pyfeat_photographs_of_one_name_are_told_apart_by_the_longest_end_of_the
 def test_the_mesh_of_mediapipe_is_recognised_by_its_columns(tmp_path, shares):
     root = tmp_path / "in"
     picture(root / "imgs/a.jpg", 90, (240, 200))
-    mesh = np.tile([120.0, 100.0], (MESH, 1))
+    mesh = np.tile([120.0, 100.0], (MESH + 10, 1))
     mesh[list(DLIB_OF_MESH)] = points_at()
     mesh /= (240, 200) if shares else 1
     cells = {f"{axis}_{i}": (*p, -1.0)[k] for i, p in enumerate(mesh) for k, axis in enumerate("xyz")}
@@ -375,12 +376,14 @@ def test_live_link_face_counts_frames_by_rows_and_one_lost_side_is_the_other(tmp
         row = {name[0].upper() + name[1:]: value for name, value in cells.items()}
         rows.append({"Timecode": "10:11:12:13.5", "BlendShapeCount": 61} | row | {"HeadYaw": -0.3})
     rows[1]["MouthDimpleLeft"] = rows[1]["MouthDimpleRight"] = "x"
-    write(root / "MySlate_1.csv", table(*rows, between=","))
+    lost = dict.fromkeys(rows[0], 0) | {"Timecode": "10:11:12:15.5"}
+    write(root / "MySlate_1.csv", table(*rows, lost, between=","))
     data, report, au = bring_in("blendshapes", root, tmp_path / "out")
     one, two = au.values()
     assert one["AU12"] == pytest.approx(1) and two["AU12"] == pytest.approx(4) and one["AU15"] == 0
     assert missing(two["AU14"]) and not missing(two["AU10"]) and data.images[:, 8, 8, 0].tolist() == [70, 140]
     assert len(places(report, "label that is no intensity")) == 2
+    assert places(report, "row without a face") == [("MySlate_1.csv", 4)]
     assert [row[1:] for row in takes(tmp_path / "out")] == [("MySlate_1", "0")] * 2
 
 
@@ -514,9 +517,13 @@ def plain(root: Path, header: str, *rows: str) -> Path:
 
 
 def test_presence_columns_of_a_plain_table_are_present_or_absent(tmp_path):
-    root = plain(tmp_path / "in", ",AU01_c,AU12_r,AU12_c,AU6L", ",1,0.5,1,1", ",0,0,0,1", ",2,1,1,1")
+    root = plain(tmp_path / "in", ",AU01_c,AU12_r,AU12_c,AU6L", ",1,0.5,1,1", ",0,0,0,1", ",2,1,1,1", ",TRUE,1,1,1")
     _, report, au = bring_in("table", root, tmp_path / "out")
-    assert au["0.png"] == {"AU1": PRESENT, "AU12": 0.5} and au["1.png"] == {"AU1": 0, "AU12": 0}
+    assert (
+        au["3.png"]["AU1"] == PRESENT
+        and au["0.png"] == {"AU1": PRESENT, "AU12": 0.5}
+        and au["1.png"] == {"AU1": 0, "AU12": 0}
+    )
     assert missing(au["2.png"]["AU1"]) and places(report, "label that is no code") == [("labels.csv", 4)]
     assert places(report, "column that is no action unit, not used") == [("labels.csv", 1)]
 
@@ -572,6 +579,14 @@ def test_one_table_of_rubbish_among_many_photographs_stops_nothing(tmp_path):
     assert (
         len(au) == 4 and missing(au["imgs/2.jpg"]["AU12"]) and len(places(report, "label that is no intensity")) == 17
     )
+
+
+def test_numbers_from_0_to_1_in_a_form_of_0_to_5_are_told(tmp_path):
+    told = "no intensity is above 1: these look like numbers from 0 to 1, and are read as 0 to 5"
+    for name, largest in (("small", 0.9), ("usual", 1.5)):
+        root = plain(tmp_path / name, ",AU1", *(f",{i / 20}" for i in range(12)), f",{largest}")
+        _, report, _ = bring_in("table", root, tmp_path / f"{name}-out")
+        assert places(report, told) == [("labels.csv", 0)] * (name == "small")
 
 
 def test_guesses_know_the_scale_of_the_form():

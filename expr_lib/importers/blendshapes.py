@@ -78,7 +78,8 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                 found = row[counting][:40] if counting else ""
                 report.left_out("frame that is no number", file, line, f"found {found!r}")
                 continue
-            au = au_of_shapes(row, shapes, report, file, line)
+            lost = whole(row.get("blendshapecount", "1")) == 0  # Live Link Face
+            au = {} if lost else au_of_shapes(row, shapes, report, file, line)
             if all(np.isnan(value) for value in au.values()):
                 report.left_out("row without a face", file, line)
                 continue

@@ -57,6 +57,8 @@ class Lookup:
         self.photographs: dict[str, list[str]] = {}  # name without ending -> images
         self.films: dict[str, dict[str, list[str]]] = {}  # name of a film -> where its frames are -> frames in order
         self.cut: dict[str, dict[str, dict[tuple[int | None, int], str]]] = {}  # ... -> face, frame -> cut face
+        self.nameless: dict[str, dict[str, list[str]]] = {}  # folder -> folder frames/ in it -> frames in order
+        self.tables = Counter(posixpath.dirname(rel).lower() for rel in tree.tables(".csv", ".txt"))
         for rel in tree.images():
             folder, stem, _ = split(rel)
             inner = posixpath.basename(folder)
@@ -69,6 +71,7 @@ class Lookup:
                 continue
             self.photographs.setdefault(stem, []).append(rel)
             if re.fullmatch(SURPLUS, inner):
+                self.nameless.setdefault(posixpath.dirname(folder), {}).setdefault(folder, []).append(rel)
                 inner = posixpath.basename(posixpath.dirname(folder))
             series = re.fullmatch(rf"(?!\d+$)(.+?)[\W_]*(?:(?<=[\W_]){SURPLUS}[\W_]*)?\d+", stem, re.ASCII)
             names = {re.sub(rf"^{SURPLUS}[\W_]+(?=.)|(?<=.)[\W_]+{SURPLUS}$", "", inner): folder, inner: folder}
@@ -95,7 +98,10 @@ class Lookup:
         The images' own numbers count where they are the table's, or the table's with the other first number (0 or 1);
         else, where there is one image for each number, their order. Both is noted.
         """
-        images = self.nearest(self.films.get(film.lower(), {}), near, file) or []
+        places, folder = self.films.get(film.lower(), {}), posixpath.dirname(file).lower()
+        if not places and self.tables[folder] == 1:
+            places = self.nameless.get(folder, {})
+        images = self.nearest(places, near, file) or []
         own: dict[int, str] = {}
         for rel in images:
             if match := re.search(r"(\d{1,9})$", split(rel)[1], re.ASCII):

@@ -13,7 +13,8 @@ BESIDE = 0.5
 """How far outside 0 to 5 a calibration may leave an intensity; such values are clipped and counted. Our choice."""
 NOTHING = ("", "nan", "n/a", "na", "none", "null")
 
-MESH = 478
+MESH = 468
+"""Points of MediaPipe's face mesh; ten more are the irises."""
 DLIB_OF_MESH = (
     127, 234, 93, 132, 58, 136, 150, 176, 152, 400, 379, 365, 397, 361, 323, 454, 356,  # the contour
     70, 63, 105, 66, 107, 336, 296, 334, 293, 300,  # the brows
@@ -56,7 +57,7 @@ def presence(cell: str, name: str, report: Report, file: str, line: int, *, unkn
     if text in (*NOTHING, unknown):
         return UNKNOWN
     try:
-        found = number(text)
+        found = number({"true": "1", "false": "0"}.get(text, text))
     except ValueError:
         found = UNKNOWN
     report.scale.saw(file, line, name, cell, found, 1.0, found in (0, 1))
@@ -93,7 +94,7 @@ def au_columns(row: dict[str, str], report: Report, file: str, line: int, *, sca
 
 
 def landmarks(row: dict[str, str]) -> np.ndarray | None:
-    """Columns ``x_0`` to ``y_67`` of a row -> (68, 2), and so of ``x_477`` and ``y_477``; None without such columns.
+    """Columns ``x_0`` to ``y_67`` of a row -> (68, 2); of a mesh those points that are next to them; None without them.
 
     A cell that is no number is NaN; whether the points fit the image is seen when it is cut.
     """

@@ -37,6 +37,8 @@ class Scale:
     root: Path = Path()
     file: str = ""
     limit: float = 5.0  # the largest value that the form allows
+    fractions: int = 0  # good values between 0 and 1
+    largest: float = 0.0  # of the good values
     here: dict[str, Tally] = field(default_factory=dict)
     before: dict[str, Tally] = field(default_factory=dict)
 
@@ -49,7 +51,10 @@ class Scale:
             return
         tally = self.here.setdefault(name, Tally())
         tally.others += 1
-        if not good:
+        if good:
+            self.fractions += 0 < value < 1
+            self.largest = max(self.largest, value * 5 / limit)
+        else:
             tally.bad += 1
             tally.largest = max(tally.largest, abs(value))  # NaN is never larger
             place = f"line {line}, " if line else ""
@@ -72,6 +77,10 @@ class Scale:
         for tally in self.before.values():
             self.stop_where_most_are_bad(tally, ROWS, everything.largest)
         self.stop_where_most_are_bad(everything, 2, everything.largest)
+
+    def looks_small(self) -> bool:
+        """Is there no intensity above 1, though many lie below? So write those who count from 0 to 1."""
+        return self.fractions >= 10 and self.largest <= 1
 
     def stop_where_most_are_bad(self, tally: Tally, at_least: int, largest: float) -> None:
         if tally.bad >= at_least and 2 * tally.bad > tally.others:

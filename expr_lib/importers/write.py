@@ -74,6 +74,10 @@ def import_faces(
     read = import_module(f"expr_lib.importers.{kind}").faces
     faces = list(once(read(tree, report), tree, report))
     report.scale.end()
+    if report.scale.looks_small():
+        report.note(
+            "no intensity is above 1: these look like numbers from 0 to 1, and are read as 0 to 5", report.scale.file
+        )
     if not faces:
         raise ValueError(
             f"{source}: found no labelled image of the form {kind}{''.join(f'; {x}' for x in report.lines())}"

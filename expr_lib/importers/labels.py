@@ -96,17 +96,15 @@ def au_columns(row: dict[str, str], report: Report, file: str, line: int, *, sca
 def landmarks(row: dict[str, str]) -> np.ndarray | None:
     """Columns ``x_0`` to ``y_67`` of a row -> (68, 2); of a mesh those points that are next to them; None without them.
 
-    A cell that is no number is NaN; whether the points fit the image is seen when it is cut.
+    All are NaN where a cell is no number; whether the points fit the image is seen when it is cut.
     """
     at = DLIB_OF_MESH if f"x_{MESH - 1}" in row else tuple(range(68))
     try:
         cells = [row[f"{axis}_{i}"] for i in at for axis in "xy"]
     except KeyError:
         return None
-    values = []
-    for cell in cells:
-        try:
-            values.append(number(cell))
-        except ValueError:
-            values.append(UNKNOWN)
-    return np.array(values).clip(-1e6, 1e6).astype(np.float32).reshape(68, 2)
+    try:
+        values = np.array([float(cell.replace(",", ".")) for cell in cells])
+    except ValueError:
+        values = np.full(len(cells), UNKNOWN)
+    return values.clip(-1e6, 1e6).astype(np.float32).reshape(68, 2)

@@ -26,6 +26,7 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pp
 PRESENT = 3.0
 """Intensity written for an AU that is coded as present without saying how strongly: C, the middle. Our choice."""
 UNKNOWN = float("nan")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 PEOPLE = "people.csv"
 """In the source folder, for every form: who is who; read by ``people.py``."""
 
@@ -290,7 +291,7 @@ def au_name(column: str) -> str | None:
 def number(cell: str) -> float:
     """A number with a point or a comma before the decimals; ``ValueError`` for anything else."""
     text = cell.strip().replace(",", ".")
-    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE):
+    if not NUMBER.fullmatch(text):
         raise ValueError(f"found {cell[:40]!r}, expected a number")
     return float(text)
 

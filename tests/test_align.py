@@ -237,6 +237,30 @@ def test_the_commands_take_photographs_end_to_end(rendered, tmp_path, capsys):
     assert "nobody.png: found no face" in capsys.readouterr().err
 
 
+@needs_dlib
+def test_a_group_is_swapped_with_the_face_that_is_asked_for(rendered, tmp_path, capsys):
+    group = np.full((300, 560, 3), 150, np.uint8)
+    group[20:276, 10:266], group[20:276, 290:546] = rendered
+    Image.fromarray(group).save(tmp_path / "group.png")
+    Image.fromarray(rendered[1]).save(tmp_path / "b.png")
+    swap = [
+        "swap",
+        str(tmp_path / "group.png"),
+        str(tmp_path / "b.png"),
+        "--photographs",
+        "-o",
+        str(tmp_path / "s.png"),
+    ]
+    with pytest.raises(SystemExit):
+        cli.main(swap)
+    assert "group.png: found 2 faces, expected one: choose with --largest or --face N" in capsys.readouterr().err
+    for n, changed, kept in (("1", slice(0, 275), slice(285, 560)), ("2", slice(285, 560), slice(0, 275))):
+        cli.main([*swap, "--face", n])
+        done = read_image(tmp_path / "s.png")[:, :560].astype(int)
+        assert (done[:, changed] != group[:, changed]).any() and (done[:, kept] == group[:, kept]).all()
+    cli.main([*swap, "--largest"])
+
+
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, tmp_path, capsys):
     aligning._models.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

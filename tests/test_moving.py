@@ -89,7 +89,9 @@ def test_an_untrained_mover_is_nearly_a_copy():
     picture = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     flow, mask, colours = mover.edits(picture, torch.randn(2, 5, 16, 16), torch.randn(2, N, MODEL.d))
     assert flow.shape == (2, 2, 64, 64) and mask.shape == (2, 1, 64, 64) and colours.shape == (2, 3, 64, 64)
-    assert flow.abs().max() < 0.01 and mask.mean().item() == pytest.approx(0.047, abs=0.005) and colours.abs().max() < 0.1
+    assert (
+        flow.abs().max() < 0.01 and mask.mean().item() == pytest.approx(0.047, abs=0.005) and colours.abs().max() < 0.1
+    )
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 200])

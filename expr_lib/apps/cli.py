@@ -91,6 +91,8 @@ def swap(
     only: tuple[str, ...] = (),
     amount: float = 1.0,
     photographs: bool = False,
+    largest: bool = False,
+    face: int = 0,
     checkpoint: Checkpoint = SHIPPED,
 ) -> None:
     """Swap the expressions of two image files: left, A with the expression of B; right, B with the expression of A.
@@ -107,13 +109,17 @@ def swap(
         only: action units to swap, such as AU12 AU25; all where none is named.
         amount: how far to go, from 0 (own expression) to 1 (the other's).
         photographs: find the face in each and paste the result back (extra photographs).
+        largest: of several faces in a photograph take the largest.
+        face: of several faces take this one, counted from 1 from left to right.
         checkpoint: weights of the swapper (.safetensors).
     """
     import numpy as np
 
     from expr_lib.images import read_image, square, write_png
-    from expr_lib.importers.align import align, beside, paste
+    from expr_lib.importers.align import Choice, align, beside, paste
 
+    if (largest or face) and not photographs:
+        raise ValueError("--largest and --face choose among the faces of photographs; expected --photographs with them")
     images = [read_image(path) for path in (a, b)]  # before the networks are imported: a wrong file is told at once
 
     from expr_lib.swap import amounts, load, swap_images
@@ -123,7 +129,7 @@ def swap(
     aligned = []
     for path, image in zip((a, b), images, strict=True) if photographs else ():
         try:
-            aligned.append(align(image, size))
+            aligned.append(align(image, size, Choice(largest, face)))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     faces = np.stack([cut.face for cut in aligned] or [square(image, size) for image in images])  # (2, S, S, 3)
@@ -175,7 +181,7 @@ def import_command() -> Callable[..., None]:
         """Bring in real data with AU labels, or finish an import that was interrupted; layouts: data/real_data.md.
 
         Args:
-            kind: table, openface, pyfeat, disfa, bp4d (and BP4D+), ckplus, rafd or ganimation.
+            kind: table, openface, pyfeat, blendshapes, disfa, bp4d (and BP4D+), ckplus, rafd or ganimation.
             source: folder with the images and labels; nothing outside it is read.
             out: data set folder to write.
         """
@@ -194,44 +200,24 @@ def align(
     out: Output = Path("aligned"),
     size: int = 256,
     largest: bool = False,
+    face: int = 0,
 ) -> None:
     """Find the face in each photograph and cut it out as the rendered faces are; a contact sheet shows what was done.
 
     Needs the extra `photographs`. No photograph leaves this machine, and none is changed.
 
     Args:
-        photographs: image files, or folders of them.
-        out: folder for NAME.png, one for each face, and contact-sheet.png.
+        photographs: image files, or folders of them with all folders in these, such as one for each person.
+        out: folder for NAME.png, one for each face, in the same folders; and contact-sheet.png, or several.
         size: pixels a side.
-        largest: of several faces take the largest.
+        largest: of several faces in a photograph take the largest.
+        face: of several faces take this one, counted from 1 from left to right.
     """
-    import numpy as np
+    from expr_lib.importers.align import Choice, align_all
 
-    from expr_lib.images import read_image, write_png
-    from expr_lib.importers.align import Aligned, contact_row
-    from expr_lib.importers.align import align as align_
-
-    files = [file for path in photographs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    rows: list[Any] = []
-    written: set[Path] = set()
-    for file in files:
-        photo = None
-        try:
-            photo = read_image(file)
-            result: Aligned | str = align_(photo, _count("--size", size, 16), largest=largest)
-            if (target := out / f"{file.stem}.png") in written:
-                raise ValueError(f"a photograph before it was written to {target}; rename one")
-        except (ValueError, OSError) as error:
-            result = str(error).removeprefix(f"{file}: ")
-        rows.append(contact_row(file.name, photo, result))
-        if isinstance(result, Aligned):
-            print(write_png(target, result.face))
-            written.add(target)
-        else:
-            print(f"{file}: left out: {result}")
-    if not rows:
-        raise ValueError(f"{', '.join(map(str, photographs))}: found no file, expected photographs")
-    print(write_png(out / "contact-sheet.png", np.concatenate(rows)))
+    _count("--size", size, 16)
+    for line in align_all(photographs, out, size, Choice(largest, face)):
+        print(line)
 
 
 def train_command() -> Callable[..., None]:

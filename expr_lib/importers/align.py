@@ -7,14 +7,19 @@ all the rest works without. The model was trained on 300-W, whose licence exclud
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from expr_lib.images import read_image, write_png
 
 CANONICAL = np.array([[0.3467, 0.3769], [0.6533, 0.3769], [0.3763, 0.7422], [0.6237, 0.7422]])
 """Eyes and mouth corners of the mean rendered head, seen from the front, in shares of the image; image left first."""
@@ -28,6 +33,14 @@ FACE = ((0.5, 0.56), (0.40, 0.42))
 """Centre and half axes of the ellipse that is pasted back, in shares of the aligned image."""
 
 
+INVENTED = 1 / 3
+"""Share of the ellipse that may lie beyond the photograph, where its edge goes on: more of it is no face any more."""
+
+
+class LandmarkError(ValueError):
+    """Landmarks that are no face, or none of this photograph."""
+
+
 @dataclass(frozen=True)
 class Aligned:
     """A face cut out of a photograph, and the way back."""
@@ -37,32 +50,79 @@ class Aligned:
     matrix: np.ndarray  # (2, 3) pixels of the photograph -> shares of the face image
 
 
-def align(photo: np.ndarray, size: int, *, largest: bool = False) -> Aligned:
+@dataclass(frozen=True)
+class Choice:
+    """Which of several faces in a photograph is meant: one set of options for all commands that find faces."""
+
+    largest: bool = False  # of several faces take the largest
+    face: int = 0  # of several faces take this one, counted from 1 from left to right
+
+
+def align(photo: np.ndarray, size: int, choice: Choice | None = None, *, largest: bool = False) -> Aligned:
     """Find the face in a photograph (H, W, 3) uint8 and cut it out, ``size`` pixels a side.
 
-    Of several faces the largest is taken where it has four times the area of the next one, or with ``largest``.
+    Of several faces the largest is taken where it has four times the area of the next one, or as ``choice`` says
+    (``largest``: the same as ``Choice(largest=True)``).
     Raises ``ImportError`` without the extra ``photographs``, ``ValueError`` where there is no face, there are several,
     or it is a profile.
     """
     found = find_faces(photo)
     if not found:
         raise ValueError("found no face; expected one seen from the front, upright, at least 40 pixels wide")
+    return cut_out(photo, chosen(found, choice or Choice(largest)), size)
+
+
+def chosen(found: list[np.ndarray], choice: Choice) -> np.ndarray:
+    """One of several faces, each given by its landmarks (68, 2); ``ValueError`` where it is not clear which."""
+    if choice.face < 0 or (choice.largest and choice.face):
+        raise ValueError(f"--face {choice.face}: expected a number from 1 on, and not --largest with it")
+    if len(found) == 1:
+        return found[0]
+    if choice.face > len(found):
+        raise ValueError(f"found {len(found)} faces, expected {choice.face} or more, as --face {choice.face} says")
+    if choice.face:
+        return sorted(found, key=lambda points: float(points[:, 0].mean()))[choice.face - 1]
     area = [float(np.ptp(points, axis=0).prod()) for points in found]
     order = np.argsort(area)[::-1]
-    if len(found) > 1 and not largest and area[order[0]] < 4 * area[order[1]]:
-        raise ValueError(f"found {len(found)} faces, expected one: crop the photograph, or ask for the largest")
-    return cut_out(photo, found[order[0]], size)
+    if not choice.largest and area[order[0]] < 4 * area[order[1]]:
+        raise ValueError(
+            f"found {len(found)} faces, expected one: choose with --largest or --face N, from left to right"
+        )
+    return found[order[0]]
 
 
 def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
-    """The face with these landmarks (68, 2), ``size`` pixels a side; ``ValueError`` for a profile."""
+    """The face with these landmarks (68, 2), ``size`` pixels a side.
+
+    Raises ``ValueError`` for a profile, and where the landmarks are none or those of another photograph.
+    """
     points = np.asarray(points, np.float64)
     if points.shape != (68, 2) or not np.isfinite(points).all():
-        raise ValueError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
+        raise LandmarkError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
+    expect_inside(anchors(points), photo.shape[:2])
     if abs(turned := yaw(points)) > MAX_YAW:
         raise ValueError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
     matrix = similarity(anchors(points))
+    if (share := beyond(matrix, photo.shape[:2])) > INVENTED:
+        found = f"found {share:.0%} of the face beyond the photograph, expected {INVENTED:.0%} at most"
+        raise LandmarkError(f"landmarks: {found}; is this a scaled or cut copy?")
     return Aligned(crop(photo, matrix, size), points, matrix)
+
+
+def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:
+    """``LandmarkError`` where eyes and mouth (4, 2) lie outside a photograph of this (height, width)."""
+    for what, low, high, side in zip(("columns", "rows"), points.min(0), points.max(0), shape[1::-1], strict=True):
+        if low < 0 or high > side:
+            found = f"found eyes and mouth in {what} {low:.0f} to {high:.0f} of {side}"
+            raise LandmarkError(f"landmarks: {found}, expected them inside; is this a scaled or cut copy?")
+
+
+def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Share of the ellipse ``FACE`` that lies outside a photograph of this height and width, so that it is invented."""
+    rows, columns = (face_mask(32) > 0).nonzero()
+    back = inverse(matrix)
+    place = (np.stack([columns, rows], 1) + 0.5) / 32 @ back[:, :2].T + back[:, 2]  # (N, 2) in the photograph
+    return float(((place < 0) | (place > (shape[1], shape[0]))).any(1).mean())
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:
@@ -233,6 +293,63 @@ def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, heig
     text = name if isinstance(result, Aligned) else f"{name}\n\nleft out:\n" + "\n".join(wrap(result, 46))
     draw.multiline_text((3 * pad + 2 * height, pad + 4), text, fill="#222222", font_size=17, spacing=6)
     return np.array(row)
+
+
+PAGE = 20
+"""Photographs on one page of the contact sheet: 4,640 pixels high."""
+
+
+def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> Iterator[str]:
+    """Cut the face out of each photograph, and of all below a folder, into ``out``; yields a line on each file written.
+
+    Folders are kept, so that people with a ``1.png`` each do not mix. One photograph and one page of the contact sheet
+    are in memory at a time. Raises ``ValueError`` where there is no file.
+    """
+    files = list(files_below(paths, out))
+    if not files:
+        raise ValueError(f"{', '.join(map(str, paths))}: found no file, expected photographs")
+    pages, rows = -(-len(files) // PAGE), list[np.ndarray]()
+    sheets = [out / (f"contact-sheet-{k:0{len(str(pages))}}.png" if pages > 1 else "contact-sheet.png")
+              for k in range(1, pages + 1)]  # fmt: skip
+    written = {str(path).lower() for path in sheets}
+    for n, (file, below) in enumerate(files, 1):
+        photo = None
+        try:
+            photo = read_image(file)
+            result: Aligned | str = align(photo, size, choice)
+        except (ValueError, OSError) as error:
+            result = str(error).removeprefix(f"{file}: ")
+        rows.append(contact_row(str(below), photo, result))
+        if isinstance(result, Aligned):
+            names = chain([below.stem], (f"{below.stem}-{k}" for k in count(2)))  # 1.jpg and 1.png
+            target = next(x for name in names if str(x := out / below.with_name(f"{name}.png")).lower() not in written)
+            written.add(str(target).lower())
+            yield str(write_png(target, result.face))
+        else:
+            yield f"{file}: left out: {result}"
+        if len(rows) == PAGE or n == len(files):
+            yield str(write_png(sheets[(n - 1) // PAGE], np.concatenate(rows)))
+            rows.clear()
+
+
+def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
+    """Files, and those in folders at any depth -> each with the path that it gets; ``out`` itself is not entered.
+
+    Hidden files are passed over and links to folders not followed.
+    """
+    several = len(paths) > 1
+    for path in paths:
+        if not path.is_dir():
+            yield path, Path(path.name)
+            continue
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(
+                x for x in folders if not x.startswith(".") and (Path(folder) / x).resolve() != out.resolve()
+            )
+            for name in sorted(names):
+                if not name.startswith("."):
+                    file = Path(folder) / name
+                    yield file, Path(path.resolve().name if several else "") / file.relative_to(path)
 
 
 def beside(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from expr_lib.importers.source import PRESENT, UNKNOWN, Face, Report, Tree, au_name, intensity
+from expr_lib.importers.labels import intensity, presence
+from expr_lib.importers.source import UNKNOWN, Face, Report, Tree, au_name, whole
 
 CODE_UNKNOWN = "9"
 
@@ -16,9 +17,10 @@ CODE_UNKNOWN = "9"
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
     """``AU_OCC/F001_T1.csv`` (0, 1, 9 = unknown), ``AU_INT/AU06/F001_T1_AU06.csv`` (0 to 5, 9); ``F001/T1/0001.jpg``.
 
-    An AU with an intensity file has that intensity. Otherwise present is ``PRESENT``, absent 0, unknown NaN.
+    Flat names are ``F001_T1_0001.jpg``. An AU with an intensity file has that intensity. Otherwise present is
+    ``PRESENT``, absent 0, unknown NaN.
     """
-    frames = tree.frames(r"([fm]\d{3})/(t\d+)/0*(\d+)\.(?:jpe?g|png|bmp)")
+    frames = tree.frames(r"([fm]\d{3})[/_-](t\d+)[/_-](?:[^/\d]*)0*(\d{1,9})\.(?:jpe?g|png|bmp)")
     graded: dict[tuple[str, str], dict[str, str]] = {}
     of_au = tree.one_each(
         r"([fm]\d{3})_(t\d+)_au0*([1-9]\d?)\.csv",
@@ -48,10 +50,10 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
             continue
         seen: dict[int, int] = {}
         for line, row in rows:
-            if len(row) != len(header) or not row[0].isdigit():
+            frame = whole(row[0])
+            if len(row) != len(header) or frame is None:
                 report.left_out("line of another length than the header", file, line, ",".join(row)[:40])
                 continue
-            frame = int(row[0])
             if frame in seen:
                 report.left_out("second label of a frame", file, line, f"frame {frame}: first in line {seen[frame]}")
                 continue
@@ -61,7 +63,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                 report.left_out("label without an image", file, line, f"frame {frame} of {film[0]} {film[1]}")
                 continue
             au = {
-                name: presence(cell, name, report, file, line)
+                name: presence(cell, name, report, file, line, unknown=CODE_UNKNOWN)
                 for name, cell in zip(names, row[1:], strict=True)
                 if name
             }
@@ -71,7 +73,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                     report.missing(
                         "frame that an intensity file lacks", graded[film][name], 0, f"frame {frame}: {name}"
                     )
-            yield Face(image, film[0], au, (file, line))
+            yield Face(image, film[0], au, (file, line), take=" ".join(film))
         for name, by_frame in strength.items():
             for frame, (_, line) in by_frame.items():
                 if frame not in seen:
@@ -81,22 +83,15 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                     )
 
 
-def presence(cell: str, name: str, report: Report, file: str, line: int) -> float:
-    """0 -> 0, 1 -> ``PRESENT``, 9 -> NaN; anything else is NaN and a line in the report."""
-    known = {"0": 0.0, "1": PRESENT, CODE_UNKNOWN: UNKNOWN, "": UNKNOWN}
-    if cell not in known:
-        report.missing("label that is no code", file, line, f"{name}: found {cell!r}, expected 0, 1 or 9")
-    return known.get(cell, UNKNOWN)
-
-
 def intensities(tree: Tree, file: str, name: str, report: Report) -> dict[int, tuple[float, int]]:
     """Lines ``frame,intensity`` -> intensity and line by frame; a second line of a frame is left out."""
     found: dict[int, tuple[float, int]] = {}
     for line, row in tree.rows(file):
-        if len(row) != 2 or not row[0].isdigit():
+        frame = whole(row[0])
+        if len(row) != 2 or frame is None:
             if line > 1 or row[0][:1].isdigit():  # some copies have a header
                 report.left_out("line that is not frame,intensity", file, line, ",".join(row)[:40])
-        elif (frame := int(row[0])) in found:
+        elif frame in found:
             report.left_out("second label of a frame", file, line, f"frame {frame}: first in line {found[frame][1]}")
         else:
             found[frame] = intensity(row[1], name, report, file, line, unknown=CODE_UNKNOWN), line

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from expr_lib.facs import MAX_INTENSITY
+from expr_lib.importers.labels import LETTERS, intensity
 from expr_lib.importers.source import PRESENT, UNKNOWN, Face, Report, Tree, au_name, number
 
 FRAME = r"(s\d{3}_\d{3})_(\d{8})"
@@ -46,24 +46,26 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
             report.left_out("label file without a label", file)
         else:
             place = landmarks_of(tree, points.get((sequence, frame)), report)
-            yield Face(film[frame], person, dict.fromkeys(names, absent) | au, (file, 1), points=place)
+            yield Face(film[frame], person, dict.fromkeys(names, absent) | au, (file, 1), points=place, take=sequence)
         if first > 1:
             report.note("sequence whose first frame is not there, so no neutral face is taken", film[first])
         elif first != frame:
             place = landmarks_of(tree, points.get((sequence, first)), report)
-            yield Face(film[first], person, dict.fromkeys(names, 0.0), (file, 1), points=place)
+            yield Face(film[first], person, dict.fromkeys(names, 0.0), (file, 1), points=place, take=sequence)
             report.note("first frame of a coded sequence, taken as neutral")
 
 
 def codes(tree: Tree, file: str, report: Report) -> tuple[dict[str, float], bool]:
     """Lines ``AU intensity``, both written like 9.0000000e+00 -> intensities, and whether no line was lost."""
     au: dict[str, float] = {}
-    rows = list(tree.rows(file, ";\t"))
+    rows = list(tree.rows(file, ";\t "))
     lost = len(rows) == 0  # an empty or unreadable file says nothing
     for line, row in rows:
         try:
-            unit, strength = (number(cell) for cell in row)
-        except ValueError:
+            unit, _ = number(row[0]), row[1].lower() in LETTERS or number(row[1])
+            if len(row) != 2:
+                raise ValueError
+        except (ValueError, IndexError):
             report.left_out("line that is not AU and intensity", file, line, " ".join(row)[:40])
             lost = True
             continue
@@ -75,11 +77,8 @@ def codes(tree: Tree, file: str, report: Report) -> tuple[dict[str, float], bool
             report.note("code of a head or eye position, not used", file, line, f"{unit:g}")
         elif name in au:
             report.left_out("second label of an action unit", file, line, f"{unit:g}: {name} is there already")
-        elif not 0 <= strength <= MAX_INTENSITY:
-            report.missing("label that is no intensity", file, line, f"{name}: found {row[1]!r}, expected 0 to 5")
-            au[name] = UNKNOWN
         else:
-            au[name] = strength or PRESENT
+            au[name] = intensity(row[1], name, report, file, line) or PRESENT
     return au, not lost
 
 
@@ -88,7 +87,8 @@ def landmarks_of(tree: Tree, file: str | None, report: Report) -> np.ndarray | N
     if file is None:
         return None
     try:
-        found = np.array([[number(cell) for cell in row] for _, row in tree.rows(file, ";\t")], np.float32)
+        cells = [[number(cell) for cell in row] for _, row in tree.rows(file, ";\t ")]
+        found = np.array(cells).clip(-1e6, 1e6).astype(np.float32)
     except ValueError:
         found = np.zeros(0, np.float32)
     if found.shape != (68, 2):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from expr_lib.importers.source import UNKNOWN, Face, Report, Tree, au_name, intensity
+from expr_lib.importers.labels import intensity
+from expr_lib.importers.source import UNKNOWN, Face, Report, Tree, au_name, whole
 
 
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
@@ -19,8 +20,8 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
         r"(sn\d{3})_au0*([1-9]\d?)\.txt", lambda m: (m[1].upper(), au_name(m[2]) or ""), "label file of an action unit"
     )
     names = sorted({name for _, name in files}, key=lambda name: int(name[2:]))
-    # the folder's name holds SN001, the image's name ends with the number
-    frames = tree.frames(r"[^/]*(sn\d{3})[^/]*/(?:[^/]*\D)?0*(\d+)\.(?:jpe?g|png|bmp)")
+    # the name of the folder, or of the image, holds SN001; the image's name ends with the number
+    frames = tree.frames(r"[^/]*(sn\d{3})(?:[^/]*/(?:[^/]*\D)?|[^/]*\D)0*(\d{1,9})\.(?:jpe?g|png|bmp)")
     for subject in sorted({who for who, _ in files}):
         labels: dict[int, dict[str, float]] = {}
         places: dict[int, tuple[str, int]] = {}
@@ -30,9 +31,10 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                 continue
             seen: dict[int, int] = {}
             for line, row in tree.rows(file):
-                if len(row) != 2 or not row[0].isdigit():
-                    report.left_out("line that is not frame,intensity", file, line, " ".join(row))
-                elif (frame := int(row[0])) in seen:
+                frame = whole(row[0])
+                if len(row) != 2 or frame is None:
+                    report.left_out("line that is not frame,intensity", file, line, " ".join(row)[:40])
+                elif frame in seen:
                     report.left_out(
                         "second label of a frame", file, line, f"frame {frame}: first in line {seen[frame]}"
                     )
@@ -51,4 +53,5 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
             lacking = [name for name in names if name not in labels[frame] and (subject, name) in files]
             if lacking:
                 report.missing("frame that a label file lacks", *places[frame], f"frame {frame}: {', '.join(lacking)}")
-            yield Face(image, subject, {name: labels[frame].get(name, UNKNOWN) for name in names}, places[frame])
+            au = {name: labels[frame].get(name, UNKNOWN) for name in names}
+            yield Face(image, subject, au, places[frame], take=subject)

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree, au_name, intensity
+from expr_lib.importers.labels import intensity
+from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree, au_name
 
 UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)
 """The intensities of OpenFace, in its order; 45 is AU43 here."""
@@ -100,7 +101,7 @@ def splits(tree: Tree, report: Report) -> dict[str, tuple[str, str, int]]:
     """Name as of ``stem_of`` -> train or test, and where that is said; empty where there are no such files."""
     found: dict[str, tuple[str, str, int]] = {}
     for rel, match in tree.matching(r"(train|test)_ids\.csv"):
-        for line, row in tree.rows(rel):
+        for line, row in tree.rows(rel, ""):  # a name may hold blanks
             split, ids, first = found.setdefault(stem_of(row[0]), (match[1], rel, line))
             if (ids, first) != (rel, line):
                 report.left_out("second split of an image", rel, line, f"{row[0]}: {split}, {ids} line {first}")

@@ -1,64 +1,131 @@
 """OpenFace: any folder of photographs, such as CelebA, with the tables of FaceLandmarkImg or FeatureExtraction.
 
 Columns are found by stripped name, ``AUxx_r`` (intensity) before ``AUxx_c`` (presence). Source of the format:
-Baltrusaitis et al., *OpenFace 2.0*, FG 2018, and the page "Output format" of its wiki.
+Baltrusaitis et al., *OpenFace 2.0*, FG 2018, and the page "Output format" of its wiki; for what OpenFace leaves beside
+its tables, its RecorderOpenFace.cpp.
 """
 
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator
 
-from expr_lib.importers.source import (
-    PRESENT,
-    UNKNOWN,
-    Face,
-    Report,
-    Tree,
-    au_columns,
-    au_name,
-    intensity,
-    landmarks,
-    number,
-    person_of,
-)
+from expr_lib.importers.frames import Entry, Lookup, in_common
+from expr_lib.importers.labels import au_columns, landmarks
+from expr_lib.importers.source import Face, Report, Tree, number, whole
 
 CONFIDENCE = 0.8
 """Rows below it are left out; OpenFace's own advice."""
 
 
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
-    """``NAME.csv`` labels the image ``NAME.*``, or the frames in ``NAME_aligned/`` where that folder exists."""
-    images, person = tree.by_stem(), person_of(tree)
-    person |= identities(tree, images, report)
-    folders = {posixpath.dirname(low) for low in tree.files}
-    for low, file in tree.files.items():
-        if not low.endswith(".csv"):
+    """``NAME.csv`` labels the photograph ``NAME.*`` or, where it has a column ``frame``, the frames of the film NAME.
+
+    Each ``face_id`` of a film is a person. What OpenFace itself made of an image counts only where that is not there.
+    """
+    lookup = Lookup(tree)
+    person = identities(tree, lookup, report)
+    found: list[tuple[str, bool, list[Entry]]] = []  # file, is it a film, its rows
+    for file in tree.tables(".csv", ".txt"):
+        if file.lower().endswith(".txt") and not says_au(tree, file):
+            continue  # of the first versions a table, else anything
+        columns, rows = tree.table(file)
+        if not any(re.fullmatch(r"au\d+_[rc]", name) for name in columns):
+            if columns:  # else it could not be read
+                report.left_out("table without AU columns", file)
             continue
-        stem = posixpath.splitext(low)[0]
-        rows = list(tree.table(file))
-        if not rows or not any(name.startswith("au") and name.endswith(("_r", "_c")) for name in rows[0][1]):
-            report.left_out("table without AU columns", file)
-            continue
-        frames = f"{stem}_aligned" in folders
-        several = len(rows) if not frames and "frame" not in rows[0][1] else 1
-        for line, row in rows:
+        film, n, entries = "frame" in columns, 0, list[Entry]()
+        for n, (line, row) in enumerate(rows, 1):  # noqa: B007
+            face, frame = whole(row.get("face_id") or row.get("face") or "0"), whole(row.get("frame") or "0")
             if doubtful(row):
                 report.left_out("face not found for certain", file, line, f"confidence {row.get('confidence', '?')}")
-            elif several > 1:
-                report.left_out("several faces in one image", file, line, f"{several} faces")
-            elif frames:
-                face, frame = row.get("face_id") or "0", row.get("frame", "")
-                name = f"frame_det_{face.zfill(2)}_{frame.zfill(6)}"
-                found = [
-                    rel for end in (".bmp", ".jpg", ".png") if (rel := tree.files.get(f"{stem}_aligned/{name}{end}"))
-                ]
-                if not (face.isdigit() and frame.isdigit()):
-                    report.left_out("frame that is no number", file, line, f"face_id {face!r}, frame {frame!r}")
-                elif image := tree.one(found[:1], file, line, name):
-                    yield Face(image, posixpath.basename(stem), labels(row, report, file, line), (file, line))
-            elif image := tree.one(images.get(posixpath.basename(stem), []), file, line, posixpath.basename(stem)):
-                yield Face(image, person[image], labels(row, report, file, line), (file, line), points=landmarks(row))
+            elif face is None or frame is None:
+                odd = f"face_id {row.get('face_id', '')[:40]!r}, frame {row.get('frame', '')[:40]!r}"
+                report.left_out("frame that is no number", file, line, odd)
+            else:
+                entries.append(Entry(line, file, frame, au_columns(row, report, file, line), landmarks(row), face))
+        if n == 0:
+            report.left_out("table without a row: no face was found", file)
+        found.append((file, film, entries))
+    own = {posixpath.splitext(file)[0].lower() for file, _, _ in found}  # where OpenFace wrote
+    for file, film, entries in found:
+        if film and (len(entries) != 1 or frames_of(file, entries, lookup) or not original(file, own, lookup)):
+            yield from of_a_film(file, entries, lookup, report)
+        else:
+            yield from of_a_photograph(file, entries, own, person, lookup, report)
+    tree.copies |= {rel for places in lookup.cut.values() for cut in places.values() for rel in cut.values()}
+
+
+def says_au(tree: Tree, file: str) -> bool:
+    """Does a file begin like a table with action units?"""
+    with open(tree.root / file, "rb") as opened:
+        return re.search(rb"AU\d\d_[rc]", opened.readline(100_000)) is not None
+
+
+def of_a_photograph(
+    file: str, entries: list[Entry], own: set[str], person: dict[str, str], lookup: Lookup, report: Report
+) -> Iterator[Face]:
+    images, tree = original(file, own, lookup), lookup.tree
+    name = posixpath.splitext(posixpath.basename(file))[0]
+    cut = {} if images else lookup.cut_faces(name, posixpath.dirname(file), file)
+    for entry in entries:
+        where = (file, entry.line)
+        if aligned := cut.get((None, entry.face)):
+            yield Face(aligned, aligned if len(entries) > 1 else "", entry.au, where)
+        elif len(entries) > 1:
+            report.left_out("several faces in one image", *where, f"{len(entries)} faces")
+        elif image := tree.one(images, *where, name):
+            yield Face(image, person.get(image, ""), entry.au, where, points=entry.points)
+
+
+def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
+    """The photograph of a table: not the copy beside the table, on which OpenFace drew, if there is another.
+
+    ``own`` are the paths of all tables, without ending: an image beside a table of its name is no other's.
+    """
+    tree, (folder, name) = lookup.tree, posixpath.split(posixpath.splitext(file)[0])
+    images = lookup.photographs.get(name.lower(), [])
+    beside = [rel for rel in images if posixpath.dirname(rel) == folder]
+    others = [rel for rel in images if rel not in beside and posixpath.splitext(rel)[0].lower() not in own]
+    details = tree.files.get(f"{posixpath.splitext(file)[0]}_of_details.txt".lower())
+    if details:
+        text = (tree.root / details).read_bytes()[:10_000].decode("utf-8", "replace")
+        tree.opened.add(details)
+        drawn = {line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Output image:")}
+        tree.copies |= {rel for rel in beside if posixpath.basename(rel) in drawn}
+    if others:
+        tree.copies |= set(beside)
+        most = max(in_common(posixpath.dirname(rel), folder) for rel in others)
+        return [rel for rel in others if in_common(posixpath.dirname(rel), folder) == most]
+    return [rel for rel in beside if rel not in tree.copies]
+
+
+def frames_of(file: str, entries: list[Entry], lookup: Lookup) -> dict[int, str]:
+    """Whole frames of a film by OpenFace's numbers, which begin with 1."""
+    folder, name = posixpath.split(posixpath.splitext(file)[0])
+    return lookup.frames(name, folder, {entry.frame for entry in entries if entry.frame is not None}, 1, file)
+
+
+def of_a_film(file: str, entries: list[Entry], lookup: Lookup, report: Report) -> Iterator[Face]:
+    film = posixpath.splitext(file)[0]
+    folder, name = posixpath.split(film)
+    frames, cut = frames_of(file, entries, lookup), lookup.cut_faces(name, folder, file)
+    alone = len({entry.face for entry in entries}) < 2
+    for entry in entries:
+        frame = entry.frame or 0
+        image, where = frames.get(frame), (file, entry.line)
+        aligned = cut.get((entry.face, frame)) or (cut.get((None, frame)) if alone else None)
+        who = film if alone else f"{film} {entry.face}"
+        take = f"{film} {entry.face}"
+        if image and entry.points is not None:
+            yield Face(image, who, entry.au, where, points=entry.points, take=take, face=entry.face)
+        elif aligned or (image and alone):
+            yield Face(aligned or image or "", who, entry.au, where, take=take)
+        elif image:
+            report.left_out("several faces in one image", *where, f"frame {frame}, and no landmarks")
+        else:
+            report.left_out("label without an image", *where, f"frame {frame}, face {entry.face} of {name}")
 
 
 def doubtful(row: dict[str, str]) -> bool:
@@ -69,32 +136,16 @@ def doubtful(row: dict[str, str]) -> bool:
         return True
 
 
-def labels(row: dict[str, str], report: Report, file: str, line: int) -> dict[str, float]:
-    """Intensities of a row; an AU of which only the presence is told (AU28) is 0 or ``PRESENT``."""
-    au = au_columns({column: cell for column, cell in row.items() if column.endswith("_r")}, report, file, line)
-    for column, cell in row.items():
-        name = au_name(column) if column.endswith("_c") and f"{column[:-1]}r" not in row else None
-        if name is None:
-            continue
-        value = intensity(cell, name, report, file, line)
-        if value > 0 and value != 1:
-            report.missing("label that is no code", file, line, f"{name}: found {cell!r}, expected 0 or 1")
-            value = UNKNOWN
-        au[name] = PRESENT * value
-    return au
-
-
-def identities(tree: Tree, images: dict[str, list[str]], report: Report) -> dict[str, str]:
+def identities(tree: Tree, lookup: Lookup, report: Report) -> dict[str, str]:
     """CelebA's ``identity_CelebA.txt``, where the folder has it: image -> person."""
     found: dict[str, str] = {}
     for rel, _ in tree.matching(r"identity_celeba\.txt"):
         for line, row in tree.rows(rel):
-            if len(row) != 2:
+            if len(row) < 2:
                 report.left_out("line that is not image and person", rel, line, " ".join(row)[:40])
                 continue
-            for image in images.get(posixpath.splitext(row[0])[0].lower(), []):
-                if found.setdefault(image, row[1]) != row[1]:
-                    report.left_out(
-                        "second person of an image", rel, line, f"{image}: {row[1]}, before: {found[image]}"
-                    )
+            name, who = " ".join(row[:-1]), row[-1]
+            for image in lookup.photographs.get(posixpath.splitext(name)[0].lower(), []):
+                if found.setdefault(image, who) != who:
+                    report.left_out("second person of an image", rel, line, f"{image}: {who}, before: {found[image]}")
     return found

@@ -1,4 +1,4 @@
-"""py-feat: tables as ``Detector.detect(...)`` writes them (a Fex), one row for each face.
+"""py-feat: tables as ``Detector.detect(...)`` writes them (a Fex), one row for each face of an image or frame.
 
 Its AUs are probabilities or normalized intensities from 0 to 1; here they are multiplied by 5 (our choice), so they are
 no FACS intensities. Source of the format: Cheong et al., *Py-Feat: Python Facial Expression Analysis Toolbox*, 2023.
@@ -7,42 +7,75 @@ no FACS intensities. Source of the format: Cheong et al., *Py-Feat: Python Facia
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+
 from expr_lib.facs import MAX_INTENSITY
-from expr_lib.importers.source import Face, Report, Tree, au_columns, landmarks, number, person_of
+from expr_lib.importers.align import MAX_YAW, yaw
+from expr_lib.importers.blendshapes import au_of_shapes, shape_columns
+from expr_lib.importers.frames import Entry, Lookup, matched
+from expr_lib.importers.labels import MESH, au_columns, landmarks
+from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree, number, whole
 
 SCORE = 0.8
 """``FaceScore`` below which a row is left out; our choice."""
 
 
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
-    """Rows of every ``*.csv`` that has the columns ``input`` and ``AU01``; of ``input`` only the file's name counts."""
-    images, person = tree.by_stem(), person_of(tree)
-    for low, file in tree.files.items():
-        if not low.endswith(".csv"):
+    """Rows of every ``*.csv`` with the column ``input`` and AUs or blend shapes.
+
+    ``input`` is a photograph, or a film of which ``frame`` counts the frames from 0; the longest end of its path that
+    the folder knows counts.
+    """
+    lookup = Lookup(tree)
+    for file in tree.tables(".csv"):
+        columns, rows = tree.table(file)
+        shapes = {} if "au01" in columns else shape_columns(columns)
+        if "input" not in columns or not ("au01" in columns or shapes):
+            if columns:  # else it could not be read
+                report.left_out("table without the columns input and AU01", file)
             continue
-        rows = list(tree.table(file))
-        if not rows or not {"input", "au01"} <= rows[0][1].keys():
-            report.left_out("table without the columns input and AU01", file)
-            continue
-        several = Counter(row["input"] for _, row in rows)
-        for line, row in rows:
-            name = posixpath.basename(row["input"].replace("\\", "/"))
-            found = images.get(posixpath.splitext(name)[0].lower(), [])
+        entries, n = list[Entry](), 0
+        for n, (line, row) in enumerate(rows, 1):  # noqa: B007
+            source, frame = row["input"].replace("\\", "/"), whole(row.get("frame") or "0")
+            film = not source.lower().endswith(IMAGE_ENDINGS)
             if doubtful(row):
                 report.left_out("face not found for certain", file, line, f"FaceScore {row.get('facescore', '?')}")
-            elif several[row["input"]] > 1:
-                report.left_out("several faces in one image", file, line, f"{name}: {several[row['input']]} faces")
-            elif image := tree.one(found, file, line, name):
-                au = au_columns(row, report, file, line, scale=MAX_INTENSITY)
-                yield Face(image, person[image], au, (file, line), points=landmarks(row))
+            elif film and frame is None:
+                report.left_out("frame that is no number", file, line, f"frame {row.get('frame', '')[:40]!r}")
+            else:
+                if shapes:
+                    au = au_of_shapes(row, shapes, report, file, line)
+                else:
+                    au = au_columns(row, report, file, line, scale=MAX_INTENSITY)
+                points = sound_mesh(row, report, file, line)
+                entries.append(Entry(line, posixpath.normpath(source), frame if film else None, au, points))
+        if n == 0:
+            report.left_out("table without a row: no face was found", file)
+        yield from matched(entries, lookup, file, 0, report)
+
+
+def sound_mesh(row: dict[str, str], report: Report, file: str, line: int) -> np.ndarray | None:
+    """The landmarks, but no mesh that looks turned where py-feat's own ``Yaw`` says, in whatever unit, that none is."""
+    points = landmarks(row)
+    if points is None or f"x_{MESH - 1}" not in row or not np.isfinite(points).all():
+        return points
+    turned = abs(yaw(points / np.abs(points).max() * 1000))  # pixels, or shares of the image
+    if turned <= MAX_YAW:
+        return points
+    try:
+        straight = abs(number(row.get("yaw", ""))) < np.radians(MAX_YAW)
+    except ValueError:
+        straight = False
+    if straight:
+        report.note("mesh that contradicts the column Yaw, not used", file, line, f"turned by {turned:.0f} degrees")
+    return None if straight else points
 
 
 def doubtful(row: dict[str, str]) -> bool:
     """Did the detector find no face, or hardly one?"""
     try:
-        return not number(row.get("facescore") or "nan") >= SCORE
+        return not number(row.get("facescore", "1")) >= SCORE
     except ValueError:
         return True

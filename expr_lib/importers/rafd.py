@@ -34,4 +34,10 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
         elif expression not in TARGETS:
             report.left_out("unknown expression", rel, 0, f"{expression}, expected one of {', '.join(TARGETS)}")
         else:
-            yield Face(rel, person.zfill(2), dict.fromkeys(NAMES, 0.0) | TARGETS[expression], (rel, 0))
+            yield Face(
+                rel,
+                person.zfill(2),
+                dict.fromkeys(NAMES, 0.0) | TARGETS[expression],
+                (rel, 0),
+                take=f"{person} {angle}",
+            )

@@ -13,18 +13,22 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from expr_lib.facs import MAX_INTENSITY
+from expr_lib.importers.scale import Scale
 
 Key = TypeVar("Key", bound=Hashable)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PRESENT = 3.0
 """Intensity written for an AU that is coded as present without saying how strongly: C, the middle. Our choice."""
 UNKNOWN = float("nan")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+PEOPLE = "people.csv"
+"""In the source folder, for every form: who is who; read by ``people.py``."""
 
 
 @dataclass(slots=True)
@@ -32,11 +36,13 @@ class Face:
     """One labelled image of a source folder."""
 
     image: str  # path below the folder, with /
-    subject: str
+    subject: str  # "" = the source does not say
     au: dict[str, float]  # [0, 5]; NaN or no entry = missing label
     where: tuple[str, int]  # label file and line
     split: str = ""  # train, val or test; "" = drawn by subject
     points: np.ndarray | None = None  # (68, 2) landmarks in pixels of the image, where the data set has them
+    take: str = ""  # a film of one person in one view; "" = unknown
+    face: int = 0  # which of several people in the image
 
 
 @dataclass
@@ -46,6 +52,7 @@ class Report:
     cases: list[tuple[str, str, str, int, str]] = field(
         default_factory=list
     )  # kind, reason, file, line (0 = none), detail
+    scale: Scale = field(default_factory=Scale)  # of all intensities that were read
 
     def left_out(self, reason: str, file: str, line: int = 0, detail: str = "") -> None:
         """An image or a label that is not imported."""
@@ -79,8 +86,10 @@ class Tree:
         self.root, self.report = Path(root), report
         if not self.root.is_dir():
             raise NotADirectoryError(f"{root}: not a folder; expected the folder of a data set")
+        report.scale.root = self.root
         self.files: dict[str, str] = {}  # lower-case path -> path, both below the root and with /
         self.opened: set[str] = set()  # paths of the label files that an importer has read
+        self.copies: set[str] = set()  # images that a program made of others, and that are not used
         inside = os.path.realpath(self.root) + os.sep
 
         def closed(error: OSError) -> None:
@@ -105,6 +114,10 @@ class Tree:
     def images(self) -> Iterator[str]:
         """Paths of all image files."""
         return (rel for low, rel in self.files.items() if low.endswith(IMAGE_ENDINGS))
+
+    def tables(self, *endings: str) -> Iterator[str]:
+        """Paths of all files with these endings, but not ``people.csv``."""
+        return (rel for low, rel in self.files.items() if low.endswith(endings) and low != PEOPLE)
 
     def matching(self, pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
         """Paths whose lower-case form ends as the pattern says, with the match."""
@@ -171,49 +184,99 @@ class Tree:
             found = encoding.removesuffix("-sig").upper()
             raise ValueError(f"line {line}: found bytes that are not {found}, expected text in UTF-8") from None
 
-    def rows(self, rel: str, separators: str = ";\t,") -> Iterator[tuple[int, list[str]]]:
-        """Lines of a table: line number and stripped cells; separated by the first of these in line 1, else by blanks.
+    def rows(self, rel: str, separators: str = ";\t, ") -> Iterator[tuple[int, list[str]]]:
+        """Lines of a table: line number and stripped cells; separated by the first of these marks in line 1.
 
-        Blank lines are skipped. A file that is no text is one line in the report and yields nothing.
+        A blank stands for any run of blanks. Without a mark a line is one cell. Blank lines are skipped. A file that
+        is no text is one line in the report and yields nothing; a line that is no row of a table is left out.
         """
         try:
             lines = self.text(rel).splitlines()
-            start = next((line for line in lines if line.strip()), "")
-            separator = next((mark for mark in separators if mark in start), None)
-            cells = (
-                csv.reader(lines, delimiter=separator, skipinitialspace=True) if separator else map(str.split, lines)
-            )
-            for number, row in enumerate(cells, 1):
-                if any(row):
-                    yield number, [cell.strip() for cell in row]
-        except (ValueError, OSError, csv.Error) as error:
+        except (ValueError, OSError) as error:
             self.report.left_out("label file that cannot be read", rel, 0, str(error))
+            return
+        start = next((line.strip() for line in lines if line.strip()), "")
+        separator = next((mark for mark in separators if mark in start), None)
+        for number, record in records(lines):
+            try:
+                if separator is None or separator == " ":
+                    row = record[0].split() if separator else [record[0].strip().strip('"')]
+                else:
+                    row = next(csv.reader(record, delimiter=separator, skipinitialspace=True), [])
+            except csv.Error as error:
+                self.report.left_out("line that cannot be read", rel, number, str(error))
+                continue
+            if any(cell.strip() for cell in row):
+                yield number, [cell.strip() for cell in row]
 
-    def table(self, rel: str, *needed: str) -> Iterator[tuple[int, dict[str, str]]]:
-        """Rows of a table with a header: line number and cells by column, names in lower case.
+    def table(self, rel: str, *needed: str) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
+        """Columns of a table with a header, and its rows: line number and cells by column, named as by ``folded``.
 
-        Lines with fewer or more cells than the header are left out and counted. ``ValueError`` where a needed column is
-        missing or a column comes twice.
+        Lines with fewer or more cells than the header are left out and counted; so is a table in which a column comes
+        twice. Where columns are ``needed``, that is a ``ValueError``, as is their absence.
         """
         if needed:
             try:
                 self.text(rel)
             except ValueError as error:  # without this table there is nothing to import
                 raise ValueError(f"{self.root / rel}: {error}") from None
-        rows = self.rows(rel)
-        _, header = next(rows, (1, []))
-        header = [name.lower() for name in header]
-        if twice := sorted({name for name in header if name and header.count(name) > 1}):
-            raise ValueError(f"{self.root / rel}: line 1: column {twice[0]} comes twice")
+        rows, told = self.rows(rel), len(self.report.cases)
+        first, header = next(rows, (1, []))
+        columns = folded(tuple(header))
+        trouble = next((f"column {name} comes twice" for name, n in Counter(columns).items() if name and n > 1), None)
         for name in needed:
-            if name not in header:
-                raise ValueError(f"{self.root / rel}: line 1: found no column {name}, expected one of this name")
-        for line, row in rows:
-            if len(row) != len(header):
-                expected = f"found {len(row)} cells, expected {len(header)}"
-                self.report.left_out("line of another length than the header", rel, line, expected)
-            else:
-                yield line, dict(zip(header, row, strict=True))
+            if name not in columns:
+                trouble = trouble or f"found no column {name}, expected one of this name"
+        if trouble and needed:
+            raise ValueError(f"{self.root / rel}: line {first}: {trouble}")
+        if not header and len(self.report.cases) == told:
+            trouble = "found no line, expected a header"
+        if trouble:
+            self.report.left_out("table that cannot be read", rel, first, trouble)
+            return (), iter(())
+
+        def cells() -> Iterator[tuple[int, dict[str, str]]]:
+            for line, row in rows:
+                if len(row) == len(columns):
+                    yield line, dict(zip(columns, row, strict=True))
+                else:
+                    expected = f"found {len(row)} cells, expected {len(columns)}"
+                    self.report.left_out("line of another length than the header", rel, line, expected)
+
+        return columns, cells()
+
+
+def records(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Lines of a table with their numbers; a quoted cell that goes over several lines keeps them together.
+
+    A quote that no line soon closes is damage, and spoils its own line only.
+    """
+    at = 0
+    while at < len(lines):
+        end = at + 1
+        if lines[at].count('"') % 2:
+            quoted = next((k for k in range(end, min(end + 10, len(lines))) if lines[k].count('"') % 2), None)
+            if quoted is not None and re.match(r'[^"]*"\s*([;,\t]|$)', lines[quoted]):  # it closes a cell
+                end = quoted + 1
+        yield at + 1, lines[at:end]
+        at = end
+
+
+@lru_cache(maxsize=64)
+def folded(header: tuple[str, ...]) -> tuple[str, ...]:
+    """The names by which a table's cells are looked up: in lower case, where only one column then has the name.
+
+    Others keep theirs, as ``x_0`` (pixels) and ``X_0`` (millimetres) of OpenFace do; ``X_0`` keeps its capital wherever
+    there is a ``Z_0``. Of AUs both would be the same label, so there lower case comes first.
+    """
+    times = Counter(name.lower() for name in header)
+    space = re.compile(r"[XYZ]_\d+" if "Z_0" in header else r"(?!)")
+
+    def name_of(name: str) -> str:
+        low = name.lower()
+        return low if au_name(low) or not (times[low] > 1 or space.fullmatch(name)) else name
+
+    return tuple(map(name_of, header))
 
 
 def au_name(column: str) -> str | None:
@@ -227,53 +290,13 @@ def au_name(column: str) -> str | None:
 
 def number(cell: str) -> float:
     """A number with a point or a comma before the decimals; ``ValueError`` for anything else."""
-    return float(cell.strip().replace(",", "."))
+    text = cell.strip().replace(",", ".")
+    if not NUMBER.fullmatch(text):
+        raise ValueError(f"found {cell[:40]!r}, expected a number")
+    return float(text)
 
 
-def intensity(
-    cell: str, name: str, report: Report, file: str, line: int, *, scale: float = 1.0, unknown: str = ""
-) -> float:
-    """A cell -> intensity in [0, 5]; NaN where it is empty or the data set's code for unknown.
-
-    Anything else that is no such number is NaN too, and a line in the report.
-    """
-    text = cell.strip().lower()
-    if text in ("", "nan", "n/a", "na", unknown):
-        return UNKNOWN
-    try:
-        value = number(text) * scale
-    except ValueError:
-        value = UNKNOWN
-    if not 0 <= value <= MAX_INTENSITY:
-        expected = f"{name}: found {cell!r}, expected 0 to {MAX_INTENSITY / scale:g}"
-        report.missing("label that is no intensity", file, line, expected)
-        return UNKNOWN
-    return value
-
-
-def au_columns(row: dict[str, str], report: Report, file: str, line: int, *, scale: float = 1.0) -> dict[str, float]:
-    """Intensities in the columns ``AU1``, ``AU01`` or ``AU01_r`` of a row, read as :func:`intensity` does."""
-    au: dict[str, float] = {}
-    for column, cell in row.items():
-        if (name := au_name(column)) is None or not column.startswith("au"):
-            continue
-        if name in au:
-            report.left_out("second label of an action unit", file, line, f"column {column}: {name} is there already")
-        else:
-            au[name] = intensity(cell, name, report, file, line, scale=scale)
-    return au
-
-
-def landmarks(row: dict[str, str]) -> np.ndarray | None:
-    """Columns ``x_0`` to ``y_67`` of a table -> (68, 2), None where a row has not all of them."""
-    try:
-        return np.array([[number(row[f"{axis}_{i}"]) for axis in "xy"] for i in range(68)], np.float32)
-    except (KeyError, ValueError):
-        return None
-
-
-def person_of(tree: Tree) -> dict[str, str]:
-    """Who is in each image where no file says so: its folder, or, where all lie in one folder, each a person alone."""
-    images = list(tree.images())
-    alone = len({posixpath.dirname(rel) for rel in images}) == 1
-    return {rel: rel if alone else posixpath.dirname(rel) for rel in images}
+def whole(cell: str) -> int | None:
+    """A whole number of nine digits at most, as ``12`` or ``12.0``; None for anything else."""
+    match = re.fullmatch(r"0*(\d{1,9})(?:[.,]0*)?", cell.strip(), re.ASCII)
+    return int(match[1]) if match else None

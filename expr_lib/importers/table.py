@@ -1,25 +1,26 @@
-"""A plain table: ``labels.csv`` with a column ``image``, AU columns and, where known, ``subject`` and ``split``."""
+"""A plain table: ``labels.csv`` with the column ``image``, AU columns and, where known, subject, split and take."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from expr_lib.importers.source import Face, Report, Tree, au_columns, au_name, person_of
+from expr_lib.importers.labels import au_columns
+from expr_lib.importers.source import Face, Report, Tree, au_name
 
 
 def faces(tree: Tree, report: Report) -> Iterator[Face]:
-    """Rows of ``labels.csv``. An AU column is called ``AU1``, ``AU01`` or ``AU01_r``; intensities are 0 to 5."""
+    """Rows of ``labels.csv``. An AU column is called ``AU1``, ``AU01`` or ``AU01_r`` (0 to 5), or ``AU01_c`` (0, 1)."""
     file = tree.files.get("labels.csv")
     if file is None:
         raise FileNotFoundError(f"{tree.root / 'labels.csv'}: not found; expected a table with a column image")
-    person, told = person_of(tree), {"image", "subject", "split"}
-    for line, row in tree.table(file, "image"):
-        for column in [column for column in row if column not in told]:
-            told.add(column)
-            if not column.startswith("au") or au_name(column) is None:
-                report.note("column that is no action unit, not used", file, 1, column)
-        image = tree.find(row["image"], file, line)
-        if image is None:
-            continue
+    columns, rows = tree.table(file, "image")
+    for column in columns:
+        known = column in ("image", "subject", "split", "take")
+        if not known and not (column.startswith("au") and au_name(column)):
+            report.note("column that is no action unit, not used", file, 1, column)
+    for line, row in rows:
         au = au_columns(row, report, file, line)
-        yield Face(image, row.get("subject") or person[image], au, (file, line), row.get("split", "").lower())
+        if (image := tree.find(row["image"], file, line)) is not None:
+            subject, take = row.get("subject", ""), row.get("take", "")
+            take = f"{subject} {take}" if take else ""
+            yield Face(image, subject, au, (file, line), row.get("split", "").lower(), take=take)

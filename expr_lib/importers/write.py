@@ -1,7 +1,7 @@
 """Write labelled images of any source as a data set folder: several processes, little memory, nothing lost when killed.
 
 Images are read, cut and scaled in chunks by worker processes; the chunks are appended in order to
-``images.npy.partial``, each with a line in ``import.jsonl`` that holds its checksum and what could not be read. Started
+``images.npy.partial``, each with a line in ``import.jsonl`` that holds its checksum and what is to be told. Started
 again, the same import goes on behind the last sound chunk. At the end the pixels get their name; ``meta.json`` is
 written last. ``report.csv`` lists every case that was left out, every missing label and every note.
 """
@@ -33,11 +33,12 @@ from tqdm import tqdm
 
 from expr_lib.files import replace_file, sha256
 from expr_lib.images import read_image, square
-from expr_lib.importers.align import align, cut_out
-from expr_lib.importers.source import Face, Report, Tree
+from expr_lib.importers.align import Choice, LandmarkError, align, beyond, cut_out
+from expr_lib.importers.people import with_people
+from expr_lib.importers.source import PEOPLE, Face, Report, Tree
 
 FORMAT = 1
-Kind = Literal["table", "openface", "pyfeat", "disfa", "bp4d", "ckplus", "rafd", "ganimation"]
+Kind = Literal["table", "openface", "pyfeat", "blendshapes", "disfa", "bp4d", "ckplus", "rafd", "ganimation"]
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "": ""}
 
 
@@ -47,6 +48,8 @@ class ImportConfig:
 
     size: int = 64  # pixels a side
     find_faces: bool = False  # where a source has no landmarks: find them (extra photographs), else the centre square
+    largest: bool = False  # with find_faces, of several faces take the largest
+    face: int = 0  # with find_faces, of several faces take this one, counted from 1 from left to right
     val: float = 0.1  # share of the people, where the source names no splits
     test: float = 0.1
     seed: int = 0  # of the splits
@@ -70,10 +73,16 @@ def import_faces(
     tree = Tree(source, report)
     read = import_module(f"expr_lib.importers.{kind}").faces
     faces = list(once(read(tree, report), tree, report))
+    report.scale.end()
+    if report.scale.looks_small():
+        report.note(
+            "no intensity is above 1: these look like numbers from 0 to 1, and are read as 0 to 5", report.scale.file
+        )
     if not faces:
         raise ValueError(
             f"{source}: found no labelled image of the form {kind}{''.join(f'; {x}' for x in report.lines())}"
         )
+    with_people(faces, tree, report)
     if any(face.split for face in faces):
         faces = list(with_sound_splits(faces, report))
     split_by_subject(faces, config)
@@ -93,20 +102,22 @@ def import_faces(
 
 
 def once(faces: Iterator[Face], tree: Tree, report: Report) -> Iterator[Face]:
-    """Every image once; a second label of it, and images that no label names, go into the report."""
-    seen: dict[str, tuple[str, int]] = {}
+    """Every face once; a second label of it, and images that no label names, go into the report."""
+    seen: dict[tuple[str, int], tuple[str, int]] = {}
     for face in faces:
-        if (first := seen.setdefault(face.image, face.where)) is not face.where:
+        if (first := seen.setdefault((face.image, face.face), face.where)) is not face.where:
             report.left_out(
                 "second label of an image", *face.where, f"{face.image}: first in {first[0]} line {first[1]}"
             )
         else:
             yield face
-    images = set(tree.images())
+    images, labelled = set(tree.images()), {image for image, _ in seen}
     for rel in tree.files.values():
-        if rel in images and rel not in seen:
+        if rel in tree.copies and rel not in labelled:
+            report.note("image that a program made of another, not used", rel)
+        elif rel in images and rel not in labelled:
             report.left_out("image without a label", rel)
-        elif rel not in images and rel not in tree.opened:
+        elif rel not in images and rel not in tree.opened and rel.lower() != PEOPLE:
             report.note("file that is neither an image nor a label file of this form, not used", rel)
 
 
@@ -139,32 +150,46 @@ def split_by_subject(faces: list[Face], config: ImportConfig) -> None:
 
 # -- pixels --------------------------------------------------------------------------------------------------------
 
-Job = tuple[str, list[tuple[str, np.ndarray | None]], int, bool]  # root, (image, landmarks), size, find faces
-Done = tuple[bytes, list[tuple[int, str]]]  # pixels of the sound images; which of the others, and why
+Job = tuple[str, list[tuple[str, np.ndarray | None]], int, Choice | None]  # root, (image, landmarks), size, find faces
+Told = tuple[int, str, str, str]  # which image, kind of the case, reason, detail
+Done = tuple[bytes, list[Told]]  # pixels of the sound images; what is to be told, of the others and of some of these
+TOLD = 0.05
+"""Share of a face beyond its image from which on that is told."""
+SUSPECT = 0.1
+"""Share of landmarks that fit no image from which on those that do are doubtful: the images may be scaled copies."""
+UNUSABLE, UNFIT = "image that cannot be used", "landmarks that do not fit their image"
 
 
 def read_chunk(job: Job) -> Done:
     """What a worker does: read, cut and scale one chunk of images."""
     root, wanted, size, find = job
-    pixels, refused = io.BytesIO(), list[tuple[int, str]]()
+    pixels, told = io.BytesIO(), list[Told]()
     for i, (rel, points) in enumerate(wanted):
         try:
             image = read_image(os.path.join(root, rel))
             if points is not None:
-                image = cut_out(image, points, size).face
+                if np.abs(points).max() <= 2:  # MediaPipe's shares of the image
+                    points = points * (image.shape[1], image.shape[0])
+                cut = cut_out(image, points, size)
+                if (share := beyond(cut.matrix, image.shape[:2])) > TOLD:
+                    told.append(
+                        (i, "note", "face that reaches beyond its image, where the edge goes on", f"{share:.0%}")
+                    )
+                image = cut.face
             else:
-                image = align(image, size).face if find else square(image, size)
+                image = align(image, size, find).face if find else square(image, size)
             pixels.write(np.ascontiguousarray(image).data)
         except (ValueError, OSError) as error:
-            refused.append((i, str(error).removeprefix(f"{os.path.join(root, rel)}: ")))
-    return pixels.getvalue(), refused
+            reason = UNFIT if isinstance(error, LandmarkError) else UNUSABLE
+            told.append((i, "left out", reason, str(error).removeprefix(f"{os.path.join(root, rel)}: ")))
+    return pixels.getvalue(), told
 
 
 def chunks(faces: list[Face], config: ImportConfig, root: Path, first: int) -> Iterator[Job]:
     size = chunk_size(config)
     for start in range(first * size, len(faces), size):
         wanted = [(face.image, face.points) for face in faces[start : start + size]]
-        yield str(root), wanted, config.size, config.find_faces
+        yield str(root), wanted, config.size, Choice(config.largest, config.face) if config.find_faces else None
 
 
 def chunk_size(config: ImportConfig) -> int:
@@ -221,7 +246,9 @@ def write(
         done = sound_chunks(file, lines[1:])
         file.truncate()
         replace_text(journal, "\n".join(lines[: 1 + len(done)]) + "\n")
-        refused = [(k * chunk_size(config) + i, why) for k, chunk in enumerate(done) for i, why in chunk["refused"]]
+        told: list[tuple[Any, ...]] = [
+            (k * chunk_size(config) + i, *why) for k, chunk in enumerate(done) for i, *why in chunk["told"]
+        ]
         todo = chunks(faces, config, source, len(done))
         first = len(done) * chunk_size(config)
         bar = tqdm(total=len(faces), initial=min(first, len(faces)), unit="image", disable=not progress)
@@ -230,20 +257,24 @@ def write(
             for pixels, bad in work(todo, 1 if len(faces) - first <= 64 else processes):
                 file.write(pixels)
                 file.flush()
-                log.write(json.dumps({"bytes": len(pixels), "crc32": zlib.crc32(pixels), "refused": bad}) + "\n")
+                log.write(json.dumps({"bytes": len(pixels), "crc32": zlib.crc32(pixels), "told": bad}) + "\n")
                 log.flush()
-                refused += [(first + i, why) for i, why in bad]
+                told += [(first + i, *why) for i, *why in bad]
                 bar.update(min(chunk_size(config), len(faces) - first))
                 first += chunk_size(config)
-        kept = len(faces) - len(refused)
+        lost = {i for i, kind, *_ in told if kind == "left out"}
+        kept = len(faces) - len(lost)
         header(file, kept, size)
         file.flush()
         os.fsync(file.fileno())
-    for i, why in refused:
-        report.left_out("image that cannot be used", faces[i].image, 0, why)
+    report.cases += [(kind, reason, faces[i].image, 0, why) for i, kind, reason, why in told]
+    unfit, marked = sum(case[2] == UNFIT for case in told), sum(face.points is not None for face in faces)
+    if kept and unfit > SUSPECT * marked:
+        report.note(
+            "landmarks do not fit so many images that those of the others are doubtful", "", 0, f"{unfit} of {marked}"
+        )
     if kept == 0:
         raise ValueError(f"{source}: no image could be used; {'; '.join(report.lines())}")
-    lost = {i for i, _ in refused}
     good = [face for i, face in enumerate(faces) if i not in lost]
     replace_text(out / "labels.csv", labels(good, au_names))
     listed = [(kind, what, name, str(line or ""), detail) for kind, what, name, line, detail in report.cases]
@@ -284,27 +315,33 @@ def header(file: Any, rows: int, size: int) -> None:
 
 def digest(faces: list[Face], source: Path, config: ImportConfig) -> str:
     """What exactly is to be written: images (name, length, time), labels, splits, landmarks and settings."""
-    sha = hashlib.sha256(repr((config.size, config.find_faces)).encode())
+    sha = hashlib.sha256(repr((config.size, config.find_faces, config.largest, config.face)).encode())
     for face in faces:
         state = os.stat(source / face.image)
         points = b"" if face.points is None else face.points.tobytes()
         labels = sorted(face.au.items())
-        sha.update(repr((face.image, state.st_size, state.st_mtime_ns, face.subject, face.split, labels)).encode())
+        sha.update(
+            repr((face.image, state.st_size, state.st_mtime_ns, face.subject, face.split, face.take, labels)).encode()
+        )
         sha.update(points)
     return sha.hexdigest()
 
 
 def labels(faces: list[Face], au_names: list[str]) -> str:
-    """labels.csv: subject, split, AUs, then the person's name and the image's path in the source."""
+    """labels.csv: subject, split, take (empty: unknown), AUs, the person's name, the image's path in the source."""
     people = {name: i for i, name in enumerate(sorted({face.subject for face in faces}))}
+    # one take is of one person, whatever the source calls it
+    takes = {take: i for i, take in enumerate(sorted({(face.subject, face.take) for face in faces if face.take}))}
 
     def cell(value: float) -> str:
         return "" if np.isnan(value) else f"{value:g}"
 
-    rows: list[tuple[str, ...]] = [("subject", "split", *au_names, "person", "image")]
+    rows: list[tuple[str, ...]] = [("subject", "split", "take", *au_names, "person", "image")]
     for face in faces:
         values = (cell(face.au.get(name, np.nan)) for name in au_names)
-        rows.append((str(people[face.subject]), face.split, *values, face.subject, posixpath.normpath(face.image)))
+        take = str(takes.get((face.subject, face.take), ""))
+        image = posixpath.normpath(face.image)
+        rows.append((str(people[face.subject]), face.split, take, *values, face.subject, image))
     return table(rows)
 
 

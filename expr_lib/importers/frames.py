@@ -1,0 +1,160 @@
+"""Which image does a row of a table mean? A photograph is known by its name, a frame of a film by its number.
+
+Tables and images often lie in different folders, or were moved together. Where several images have the right name, the
+one counts whose path has the longest end in common with the path that the table gives, or with the table's own.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree
+
+ALIGNED = "_aligned"
+"""Ends the name of the folder in which OpenFace writes the faces that it cut out."""
+Images = TypeVar("Images")
+SURPLUS = r"(?:frames?|images?|imgs?)"
+"""What people add to the name of a film, or put between name and number."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One row of a table of faces."""
+
+    line: int
+    source: str  # path of the photograph or film, as far as the table says; with /
+    frame: int | None  # None = a photograph
+    au: dict[str, float]
+    points: np.ndarray | None
+    face: int = 0  # who of several people in a film
+
+
+def split(path: str) -> tuple[str, str, str]:
+    """Folder, name and ending of a path, in lower case; of other endings than those of images the name keeps theirs."""
+    folder, name = posixpath.split(path.lower())
+    stem, ending = posixpath.splitext(name)
+    return (folder, stem, ending) if ending in IMAGE_ENDINGS else (folder, name, "")
+
+
+def in_common(a: str, b: str) -> int:
+    """How many folders at their ends two paths of folders share."""
+    pairs = zip(reversed(a.lower().split("/")), reversed(b.lower().split("/")), strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(a.count("/"), b.count("/")) + 1 if a and b else 0)
+
+
+class Lookup:
+    """All images of a tree by name, by film and, where OpenFace cut them out, by face and frame."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.photographs: dict[str, list[str]] = {}  # name without ending -> images
+        self.films: dict[str, dict[str, list[str]]] = {}  # name of a film -> where its frames are -> frames in order
+        self.cut: dict[str, dict[str, dict[tuple[int | None, int], str]]] = {}  # ... -> face, frame -> cut face
+        self.nameless: dict[str, dict[str, list[str]]] = {}  # folder -> folder frames/ in it -> frames in order
+        self.tables = Counter(posixpath.dirname(rel).lower() for rel in tree.tables(".csv", ".txt"))
+        for rel in tree.images():
+            folder, stem, _ = split(rel)
+            inner = posixpath.basename(folder)
+            match = re.fullmatch(r"(?:frame|face)_det_(?:(\d{1,9})_)?(\d{1,9})", stem, re.ASCII)
+            if inner.endswith(ALIGNED):
+                if match:
+                    face = int(match[1]) if match[1] else None
+                    places = self.cut.setdefault(inner.removesuffix(ALIGNED), {})
+                    places.setdefault(folder, {})[face, int(match[2])] = rel
+                continue
+            self.photographs.setdefault(stem, []).append(rel)
+            if re.fullmatch(SURPLUS, inner):
+                self.nameless.setdefault(posixpath.dirname(folder), {}).setdefault(folder, []).append(rel)
+                inner = posixpath.basename(posixpath.dirname(folder))
+            series = re.fullmatch(rf"(?!\d+$)(.+?)[\W_]*(?:(?<=[\W_]){SURPLUS}[\W_]*)?\d+", stem, re.ASCII)
+            names = {re.sub(rf"^{SURPLUS}[\W_]+(?=.)|(?<=.)[\W_]+{SURPLUS}$", "", inner): folder, inner: folder}
+            if series:
+                names.setdefault(series[1], f"{folder}/{series[1]}*")
+            for name, where in names.items():
+                self.films.setdefault(name, {}).setdefault(where, []).append(rel)
+
+    def photograph(self, path: str) -> tuple[list[str], int]:
+        """Images that a path can mean, and how much of it they share: 0 = the name without its ending."""
+        folder, stem, ending = split(path)
+        best, found = -1, list[str]()
+        for rel in self.photographs.get(stem, []):
+            other, _, its_ending = split(rel)
+            share = 2 * in_common(folder, other) + (ending == its_ending)
+            if share >= best:
+                found = [*(found if share == best else []), rel]
+                best = share
+        return found, best
+
+    def frames(self, film: str, near: str, numbers: set[int], first: int, file: str) -> dict[int, str]:
+        """Frames of a film by the numbers that a table near the folder ``near`` gives them, counting from ``first``.
+
+        The images' own numbers count where they are the table's, or the table's with the other first number (0 or 1);
+        else, where there is one image for each number, their order. Both is noted.
+        """
+        places, folder = self.films.get(film.lower(), {}), posixpath.dirname(file).lower()
+        if not places and self.tables[folder] == 1:
+            places = self.nameless.get(folder, {})
+        images = self.nearest(places, near, file) or []
+        own: dict[int, str] = {}
+        for rel in images:
+            if match := re.search(r"(\d{1,9})$", split(rel)[1], re.ASCII):
+                own.setdefault(int(match[1]), rel)
+        other = 1 - first  # where those begin who count the other way
+        shifted = {n + first - other: rel for n, rel in own.items()} if own and min(own) == other else {}
+        if shifted and (numbers <= shifted.keys() or not (numbers <= own.keys() or len(images) == len(numbers))):
+            self.tree.report.note(f"frames of the images counted from {other}, those of the table from {first}", file)
+            return shifted
+        if numbers and not numbers <= own.keys() and len(images) == max(numbers) - first + 1:
+            self.tree.report.note("frames of the images matched with those of the table in the order of names", file)
+            return dict(enumerate(images, first))
+        return own
+
+    def cut_faces(self, film: str, near: str, file: str) -> dict[tuple[int | None, int], str]:
+        """What OpenFace cut out of a film or photograph: face, or None where its name has none, and frame -> image."""
+        return self.nearest(self.cut.get(film.lower(), {}), near, file) or {}
+
+    def nearest(self, places: dict[str, Images], near: str, file: str) -> Images | None:
+        """What lies in the place whose folder shares most with ``near``; None, and told, where two do."""
+        share = {where: in_common(posixpath.dirname(where), near) for where in sorted(places)}
+        best = [where for where in share if share[where] == max(share.values())]
+        if len(best) > 1:
+            self.tree.report.left_out("film whose frames lie in several places", file, 0, ", ".join(best))
+        return places[best[0]] if len(best) == 1 else None
+
+
+def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report: Report) -> Iterator[Face]:
+    """The faces of a table that names its sources itself; frames of films are counted from ``first``."""
+    near, films = posixpath.dirname(file), dict[str, dict[int, str]]()
+    for film in {entry.source: None for entry in entries if entry.frame is not None}:
+        folder, name = posixpath.split(film)
+        numbers = {entry.frame for entry in entries if entry.source == film and entry.frame is not None}
+        stem = posixpath.splitext(name)[0] or name
+        films[film] = lookup.frames(stem, folder or near, numbers, first, file)
+    photographs = {entry.source: lookup.photograph(entry.source) for entry in entries if entry.frame is None}
+    closest: dict[str, int] = {}  # of several paths that can mean an image, the one that shares most with it counts
+    for found, share in photographs.values():
+        for rel in found:
+            closest[rel] = max(share, closest.get(rel, -1))
+    several = Counter((entry.source, entry.frame) for entry in entries)
+    image: str | None
+    for entry in entries:
+        what = entry.source if entry.frame is None else f"{entry.source}: frame {entry.frame}"
+        if (n := several[entry.source, entry.frame]) > 1:
+            report.left_out("several faces in one image", file, entry.line, f"{what}: {n} faces")
+        elif entry.frame is None:
+            found, share = photographs[entry.source]
+            found = [rel for rel in found if closest[rel] == share]
+            if image := lookup.tree.one(found, file, entry.line, what):
+                yield Face(image, "", entry.au, (file, entry.line), points=entry.points)
+        elif image := films[entry.source].get(entry.frame):
+            who = posixpath.splitext(entry.source)[0]
+            yield Face(image, who, entry.au, (file, entry.line), points=entry.points, take=entry.source)
+        else:
+            report.left_out("label without an image", file, entry.line, what)

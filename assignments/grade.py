@@ -139,7 +139,7 @@ def grade(api: NbGraderAPI, submissions: Path) -> None:
     if not files:
         raise SystemExit(f"{submissions}: nothing found, expected <student>/<assignment>.ipynb or .zip")
     isolated.Kernel.kind = sandbox.best()
-    print(sandbox.KINDS[isolated.Kernel.kind], file=sys.stderr)
+    print(sandbox.KINDS[isolated.Kernel.kind])
     found = {handin.assignment_of(f, NAMES) for f in files}
     release(api, [name for name in NAMES if name in found])
     table = Path(api.coursedir.release_directory).parent / "grades.csv"

@@ -35,6 +35,7 @@ LIMITS = {
     "RLIMIT_AS": MEMORY_GB << 30, "RLIMIT_FSIZE": FILES // 4, "RLIMIT_CORE": 0, "RLIMIT_NOFILE": 1024,
     "RLIMIT_CPU": 3600,
 }  # fmt: skip
+PROCESSES = 512  # and threads, above those that the user has; not counted for root
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/fonts", "/etc/ld.so.cache")
 WORK = "/tmp/work"
 
@@ -228,8 +229,22 @@ def children(parent: int) -> Iterator[int]:
 # -- one of the three ----------------------------------------------------------------------------------------------
 
 
+def threads_now() -> int:
+    """Processes and threads of this user, for what a submission may start is counted together with them."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if status.stat().st_uid == os.getuid():
+                total += int(status.read_text().split("Threads:")[1].split()[0])
+        except (OSError, IndexError):
+            continue  # it has ended
+    return total
+
+
 def run(kind: str, shared: str, data: str, hide: Sequence[str], command: list[str]) -> int:
-    for name, most in LIMITS.items():
+    if kind not in KINDS:
+        raise SystemExit(f"found the sandbox {kind!r}, expected one of {', '.join(KINDS)}")
+    for name, most in (LIMITS | {"RLIMIT_NPROC": threads_now() + PROCESSES}).items():
         which = getattr(resource, name)
         hard = resource.getrlimit(which)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)

@@ -134,6 +134,11 @@ def test_what_a_program_in_the_sandbox_can_reach(kind, tmp_path, monkeypatch, re
         assert said["user namespace"] == "CalledProcessError"
 
 
+def test_an_unknown_sandbox_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="found the sandbox 'chroot', expected one of bubblewrap, namespaces, limits"):
+        sandbox.run("chroot", str(tmp_path), str(tmp_path), [], ["true"])
+
+
 # -- files ---------------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
 app: $(READY)
-	@$(BIN)/voila notebooks/app/mixer.ipynb
+	@$(BIN)/voila notebooks/app/mixer.ipynb --Voila.config_file_paths=notebooks/app
 
 book: $(READY)
 	@$(BIN)/python notebooks/book.py build/book

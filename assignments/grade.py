@@ -12,14 +12,18 @@ import os
 import re
 import shutil
 import sys
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import handin
+import isolated
 import nbformat
+import sandbox
 from nbgrader.apps import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config.loader import PyFileConfigLoader
+
+from expr_lib.files import replace_file
 
 HERE = Path(__file__).resolve().parent
 NAMES = sorted(folder.name for folder in (HERE / "source").iterdir() if folder.is_dir())
@@ -54,73 +58,102 @@ def pack(folder: Path) -> None:
 
 def why(done: dict[str, str]) -> str:
     """The line of nbgrader's log that names the error."""
-    lines = [line.strip() for line in (done["log"] + done.get("error", "")).splitlines() if line.strip()]
-    return next((line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
+    log = f"{done.get('log') or ''}\n{done.get('error') or ''}"
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["nbgrader does not say why"]
+    if any("DeadKernelError" in line for line in lines):
+        return "its program ended before its last cell: it took too much memory or time, or ended itself"
+    return handin.one_line(next((line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1]))
 
 
-def read(file: Path) -> str:
-    """The notebook that a student handed in; ValueError says what is wrong with the file."""
-    if file.stem not in NAMES or file.suffix not in (".ipynb", ".zip"):
-        raise ValueError(f"{file.name}: not an assignment; expected {', '.join(NAMES)} as .ipynb or .zip")
+def grade_one(api: NbGraderAPI, student: str, file: Path, name: str) -> dict[str, object]:
+    """Grade one file -> what stands in its row of grades.csv."""
     try:
-        if file.suffix == ".zip":
-            with zipfile.ZipFile(file) as archive:
-                inside = [n for n in archive.namelist() if Path(n).name == f"{file.stem}.ipynb"]
-                if len(inside) != 1:
-                    raise ValueError(f"{len(inside)} files {file.stem}.ipynb inside, expected one")
-                text = archive.read(inside[0]).decode()
-        else:
-            text = file.read_text(encoding="utf-8")
-        nbformat.validate(nbformat.reads(text, as_version=4))
-    except Exception as error:  # whatever a damaged file makes nbformat say
-        found = " ".join(str(error).split())[:120]
-        raise ValueError(f"{file.name}: not a readable notebook: {found}; ask for it again") from None
-    return text
-
-
-def grade_one(api: NbGraderAPI, student: str, file: Path) -> dict[str, object]:
-    """Grade one file -> a row of grades.csv. What goes wrong stands in its message and stops nobody else."""
-    row: dict[str, object] = {"student": student, "assignment": file.stem}
-    try:
-        text = read(file)
+        notebook = handin.read(file, name)
     except ValueError as error:
-        return row | {"message": str(error)}
-    place = Path(student, file.stem, f"{file.stem}.ipynb")
+        return {"message": str(error)}
+    release = nbformat.read(Path(api.coursedir.release_directory, name, f"{name}.ipynb"), as_version=4)
+    notebook, remarks = handin.mend(notebook, release)
+    if file.stem != name:
+        remarks.insert(0, f"{file.name}: taken for {name}")
+    text = nbformat.writes(notebook)
+    place = Path(student, name, f"{name}.ipynb")
     target, graded = api.coursedir.submitted_directory / place, api.coursedir.autograded_directory / place
-    source = HERE / "source" / file.stem / f"{file.stem}.ipynb"
+    source = HERE / "source" / name / f"{name}.ipynb"
     old = graded.exists() and graded.stat().st_mtime > source.stat().st_mtime and target.read_text("utf-8") == text
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
+    replace_file(target, text.encode())
     for step in (api.generate_feedback,) if old else (api.autograde, api.generate_feedback):
-        done = step(file.stem, student)
+        done = step(name, student)
         if not done["success"]:
-            return row | {"message": f"{file.name}: could not be graded: {why(done)}"}
+            return {"message": f"{file.name}: could not be graded: {why(done)}"}
     with api.gradebook as book:
-        handed_in = book.find_submission(file.stem, student)
+        handed_in = book.find_submission(name, student)
         grades = {g.cell.name: g for g in handed_in.notebooks[0].grades}
-        waiting = [name for name, g in grades.items() if g.needs_manual_grade]
-        parts = [f"{name} {g.score:g}/{g.max_score:g}" for name, g in sorted(grades.items())]
-        return row | {
-            "points": f"{handed_in.score:g}", "of": f"{handed_in.max_score:g}",
-            "by hand": " ".join(waiting), "parts": "; ".join(parts),
+        waiting = [part for part, g in grades.items() if g.needs_manual_grade]
+        parts = [f"{part} {g.score:g}/{g.max_score:g}" for part, g in sorted(grades.items())]
+        return {
+            "points": f"{handed_in.score:g}", "of": f"{handed_in.max_score:g}", "by hand": " ".join(waiting),
+            "parts": "; ".join(parts), "message": "; ".join(remarks),
         }  # fmt: skip
 
 
+def rows(api: NbGraderAPI, folder: Path) -> Iterator[dict[str, object]]:
+    """A row for each file of a student. What goes wrong stands in its message and stops nobody else."""
+    student = folder.name
+    if folder.is_symlink():
+        yield {"student": student, "message": "a link, not followed; put the folder itself here"}
+        return
+    files = sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+    names = {file: handin.assignment_of(file, NAMES) for file in files}
+    first = {
+        name: handin.best_first([f for f in files if names[f] == name], name)[0] for name in {*names.values()} - {None}
+    }
+    for file in files:
+        row: dict[str, object] = {"student": student, "assignment": names[file] or file.stem}
+        name = names[file]
+        if re.search(r"[*?\[\]+\\\x00-\x1f]", student):
+            yield row | {"message": "the name of the student's folder holds one of * ? [ ] + \\; rename it"}
+        elif name is None:
+            yield row | {"message": f"{file.name}: not an assignment; expected {', '.join(NAMES)} as .ipynb or .zip"}
+        elif file != first[name]:
+            yield row | {
+                "message": f"{file.name}: not graded, because {first[name].name} was; keep the one that counts"
+            }
+        else:
+            try:
+                yield row | grade_one(api, student, file, name)
+            except Exception as error:  # one hand-in must never cost the others their grades
+                said = handin.one_line(f"{type(error).__name__}: {error}")
+                yield row | {"message": f"{file.name}: could not be graded: {said}"}
+
+
+def safe(cell: object) -> str:
+    """A cell of the table that no spreadsheet takes for a formula."""
+    text = " ".join(str(cell).split())
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 def grade(api: NbGraderAPI, submissions: Path) -> None:
-    files = sorted(f for f in submissions.glob("*/*") if f.is_file() and not f.name.startswith("."))
+    folders = sorted(f for f in submissions.iterdir() if f.is_dir() and not f.name.startswith("."))
+    files = [f for folder in folders if not folder.is_symlink() for f in folder.iterdir() if not f.name.startswith(".")]
     if not files:
         raise SystemExit(f"{submissions}: nothing found, expected <student>/<assignment>.ipynb or .zip")
-    release(api, [name for name in NAMES if any(f.stem == name for f in files)])
+    isolated.Kernel.kind = sandbox.best()
+    print(sandbox.KINDS[isolated.Kernel.kind])
+    found = {handin.assignment_of(f, NAMES) for f in files}
+    release(api, [name for name in NAMES if name in found])
     table = Path(api.coursedir.release_directory).parent / "grades.csv"
-    partial = table.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as out:
+    partial = table.with_suffix(".partial")  # holds every row as soon as it is known
+    partial.unlink(missing_ok=True)
+    with partial.open("x", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, COLUMNS)
         writer.writeheader()
-        for file in files:
-            row = grade_one(api, file.parent.name, file)
-            writer.writerow(row)
-            said = row.get("message") or f"{row['points']} of {row['of']}"
-            print(f"{row['student']:24} {row['assignment']:16} {said}", flush=True)
+        for row in (row for folder in folders for row in rows(api, folder)):
+            writer.writerow({column: safe(cell) for column, cell in row.items()})
+            out.flush()
+            points = f"{row['points']} of {row['of']}" if "points" in row else ""
+            said = " · ".join(filter(None, (points, str(row.get("message", "")))))
+            print(f"{handin.one_line(str(row['student'])):24} {row.get('assignment', ''):16} {said}", flush=True)
     os.replace(partial, table)
     print(table)
 
@@ -131,4 +164,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "release":
         pack(release(open_course(), NAMES))
     else:
+        os.environ["SUBMISSIONS"] = str(Path(sys.argv[1]).resolve())  # no submission sees the others
         grade(open_course(), Path(sys.argv[1]))

@@ -7,12 +7,20 @@ no usable image is refused in one line that names the file, what was found and w
 from __future__ import annotations
 
 import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from expr_lib.files import open_regular, replacing
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
+"""All that is read, whatever a file's name is. Others start programs (EPS), or few people test what decodes them."""
 MIN_SIDE = 16
 """Pixels; a smaller image holds no face."""
 MAX_PIXELS = 100_000_000
@@ -23,19 +31,22 @@ def read_image(path: str | Path) -> np.ndarray:
     """Read an image file -> (H, W, 3) uint8 RGB, upright, transparency laid on white; of several frames the first.
 
     Raises ``FileNotFoundError``, ``IsADirectoryError`` or ``PermissionError`` where there is no file to read, and
-    ``ValueError`` where it is no image, is damaged, is smaller than 16 pixels a side or larger than 100 megapixels.
+    ``ValueError`` where it is no regular file or no image, is damaged, is smaller than 16 pixels a side or larger than
+    100 megapixels.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; expected an image file")
     if not path.exists():
         raise FileNotFoundError(f"{path}: not found; expected an image file")
+    if not path.is_file():
+        raise ValueError(f"{path}: is a pipe, a socket or a device; expected an image file")
     if not os.access(path, os.R_OK):
         raise PermissionError(f"{path}: may not be read; expected an image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata are no concern of a reader
-            with Image.open(path) as image:
+            with open_regular(path) as file, _quiet_tiff(file), Image.open(file, formats=FORMATS) as image:
                 width, height = image.size  # from the header: nothing is decoded yet
                 if min(width, height) < MIN_SIDE:
                     raise ValueError(f"found {width} x {height} pixels, expected at least {MIN_SIDE} x {MIN_SIDE}")
@@ -43,7 +54,8 @@ def read_image(path: str | Path) -> np.ndarray:
                     raise ValueError(f"found {width} x {height} pixels, expected at most {MAX_PIXELS:,} in all")
                 return _to_rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{path}: {_looks_like(path)}, expected an image (PNG, JPEG, WebP, TIFF, ...)") from None
+        expected = "an image (PNG, JPEG, WebP, TIFF, GIF, BMP, PPM)"
+        raise ValueError(f"{path}: {_looks_like(path)}, expected {expected}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{path}: found far more pixels than the {MAX_PIXELS:,} that are allowed") from None
     except Exception as error:  # decoders of damaged files raise whatever they trip over: OSError, SyntaxError, ...
@@ -75,10 +87,30 @@ def write_png(path: str | Path, image: np.ndarray) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; expected the name of a PNG file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    Image.fromarray(image).save(partial, format="PNG")
-    os.replace(partial, path)
+    with replacing(path) as file:
+        Image.fromarray(image).save(file, format="PNG")
     return path
+
+
+@contextmanager
+def _quiet_tiff(file: BinaryIO) -> Iterator[None]:
+    """Keep libtiff, which cannot be asked, from writing lines of its own to stderr: what is wrong is said here."""
+    start = file.read(4)
+    file.seek(0)
+    if start not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        yield
+        return
+    with _stderr_lock, open(os.devnull, "wb") as nowhere:
+        stderr = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+_stderr_lock = threading.Lock()
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -99,7 +131,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 def _looks_like(path: Path) -> str:
     """What a file that is no image seems to be."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(512)
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
         return "found HEIC, which cannot be read here (save it as JPEG or PNG)"

@@ -127,7 +127,7 @@ LAYERS = """
 facs files images processes blocks moving model losses datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.align importers.scale importers.source importers.labels importers.frames importers.people
-importers.blendshapes importers.bp4d importers.ckplus importers.disfa importers.ganimation
+importers.blendshapes importers.pickled importers.bp4d importers.ckplus importers.disfa importers.ganimation
 importers.openface importers.pyfeat importers.rafd importers.table
 importers.write
 measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge

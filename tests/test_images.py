@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -12,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from expr_lib.images import read_image, square, write_png
+from expr_lib.files import open_regular, replace_file
+from expr_lib.images import FORMATS, read_image, square, write_png
 
 QUADRANTS = ((220, 40, 40), (40, 200, 60), (40, 60, 210), (240, 230, 90))  # top left, top right, bottom left, ...
 
@@ -207,3 +211,103 @@ def test_a_name_that_cannot_be_a_png_is_refused(tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder"):
         write_png(tmp_path / "folder.png", quadrants())
+
+
+# -- what hostile files and names do -------------------------------------------------------------------------------
+
+
+def test_postscript_by_the_name_of_png_starts_no_program(tmp_path, monkeypatch):
+    Image.fromarray(quadrants()).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+
+    def started(*arguments, **options):
+        raise AssertionError(f"a program was started: {arguments}")
+
+    for module, name in ((subprocess, "Popen"), (os, "system"), (os, "posix_spawn"), (os, "fork")):
+        monkeypatch.setattr(module, name, started)
+    assert "expected an image (PNG, JPEG" in refused(tmp_path / "a.png")
+
+
+def test_only_the_formats_that_are_named_are_opened(tmp_path):
+    picture = Image.fromarray(quadrants())
+    for form in set(Image.registered_extensions().values()) - {*FORMATS, "MPO", "DIB", "IM"}:
+        buffer = io.BytesIO()
+        try:
+            picture.save(buffer, format=form)
+        except (OSError, ValueError, KeyError):
+            continue  # cannot be written here
+        (tmp_path / "a.png").write_bytes(buffer.getvalue())
+        assert "expected an image" in refused(tmp_path / "a.png"), form
+    picture.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[picture], quality=95)
+    assert close(read_image(tmp_path / "phone.jpg")[4:20, 4:28], quadrants()[4:20, 4:28], 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_a_pipe_or_a_device_by_the_name_of_an_image_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    for name in ("a.png", "b.png"):
+        assert "expected an image file" in refused(tmp_path / name)
+    for name in ("a.png", "b.png"):
+        with pytest.raises(ValueError, match="no regular file"):
+            open_regular(tmp_path / name)
+    (tmp_path / "c.png").symlink_to(__file__)
+    open_regular(tmp_path / "c.png").close()
+    with pytest.raises(ValueError, match="is a link"):
+        open_regular(tmp_path / "c.png", follow=False)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4"])
+def test_a_damaged_tiff_is_one_line(tmp_path, capfd, compression):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    path = save(
+        tmp_path / "a.tif", picture.convert("1") if compression == "group4" else picture, compression=compression
+    )
+    whole = path.read_bytes()
+    for share in (0.1, 0.5, 0.9):
+        scratched = bytearray(whole)
+        scratched[int(len(whole) * share) : int(len(whole) * share) + 40] = b"\x55" * 40
+        for damaged in (whole[: int(len(whole) * share)], scratched[: len(whole)]):
+            path.write_bytes(damaged)
+            try:
+                read_image(path)
+            except ValueError as error:
+                assert "\n" not in str(error)
+    os.write(2, b"still heard")
+    assert capfd.readouterr().err == "still heard"
+
+
+def test_a_link_under_the_temporary_name_is_not_followed_and_nothing_is_left_of_a_full_disk(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("mine")
+    monkeypatch.setattr("secrets.token_hex", lambda n: "0" * 2 * n)
+    (tmp_path / f".a.png.{os.getpid()}-{'0' * 16}.partial").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError):
+        write_png(tmp_path / "a.png", quadrants())
+    assert (tmp_path / "precious").read_text() == "mine"
+    monkeypatch.undo()
+    (tmp_path / "a.png.partial").symlink_to(tmp_path / "precious")
+    write_png(tmp_path / "a.png", quadrants())
+    assert (tmp_path / "precious").read_text() == "mine"
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "full").mkdir()
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        write_png(tmp_path / "full" / "b.png", quadrants())
+    assert not list((tmp_path / "full").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere it cannot be asked whether a process lives")
+def test_what_a_killed_process_has_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    ).stdout
+    left = tmp_path / f".a.json.{dead.strip()}-{'a' * 16}.partial"
+    living = tmp_path / f".a.json.{os.getppid()}-{'a' * 16}.partial"
+    other = tmp_path / f".b.json.{dead.strip()}-{'a' * 16}.partial"
+    for file in (left, living, other):
+        file.write_bytes(b"half")
+    replace_file(tmp_path / "a.json", b"whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", living.name, other.name}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_importers import bp4d_tree, bring_in, ckplus_tree, disfa_tree, missing, openface_row, picture, places, write
 
-from expr_lib import cli
+from expr_lib.apps import cli
 from expr_lib.datasets import FaceData
 from expr_lib.facs import ACTION_UNITS
 from expr_lib.images import read_image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from expr_lib.facs import AU_NAMES, PRESENT_AT
+from expr_lib.files import replace_file
 
 INK = "#222222"
 QUIET = "#8a8a8a"
@@ -58,15 +59,15 @@ def save(figure: Figure, path: str | Path, *, colors: int | None = None) -> Path
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    drawn = io.BytesIO()
     with style():
-        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", bbox_inches="tight", pad_inches=0.15)
+        figure.savefig(drawn, format=path.suffix.removeprefix(".") or "png", bbox_inches="tight", pad_inches=0.15)
     if colors:
-        with Image.open(partial) as picture:
-            full = picture.convert("RGB")
+        full = Image.open(drawn, formats=["PNG"]).convert("RGB")
         few = full.quantize(palette=full.quantize(colors, kmeans=2), dither=Image.Dither.FLOYDSTEINBERG)
-        few.save(partial, format="PNG", optimize=True)
-    os.replace(partial, path)
+        drawn = io.BytesIO()
+        few.save(drawn, format="PNG", optimize=True)
+    replace_file(path, drawn.getvalue())
     return path
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from expr_lib import FIRST
 from expr_lib.datasets import FaceData, to_float
 from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
@@ -127,7 +128,7 @@ ASKED = ("AU1", "AU4", "AU12", "AU25", "AU26", "AU43")
 @torch.no_grad()
 def measured_swaps() -> None:
     plan = plan_faces(FacesConfig(n_subjects=24, images_per_subject=8, size=64, seed=31, val=0.0, test=1.0))
-    swapper, renderer, judges = load(), load_renderer(), load_judges()
+    swapper, renderer, judges = load(FIRST), load_renderer(), load_judges()
     rng = np.random.default_rng(0)
     a = np.arange(0, len(plan), 2)  # four images of each person
     b = (a + 8 * rng.integers(1, 24, len(a)) + rng.integers(0, 8, len(a))) % len(plan)

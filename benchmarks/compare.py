@@ -43,7 +43,7 @@ from baselines import (
 )
 from tqdm import tqdm
 
-from expr_lib import checkpoint
+from expr_lib import FIRST, checkpoint
 from expr_lib.apps.cli import held_out_faces
 from expr_lib.datasets import FaceData, batches, to_uint8
 from expr_lib.faces.render import load_renderer
@@ -53,7 +53,6 @@ from expr_lib.measure.judges import load_judges
 from expr_lib.measure.probes import render
 from expr_lib.run import stop_signals
 from expr_lib.step import TrainConfig, batch_of
-from expr_lib.swap import SHIPPED
 from expr_lib.train import accelerator, average, train
 
 TRIVIAL = ("copy-input", "copy-other", "render of what is read", "true render")
@@ -211,7 +210,7 @@ def measured(path: Path, guide: Path | str, folder: Path, args: argparse.Namespa
         runs_with = swapper.G if "baseline" in about else swapper
         return {"parameters": n_parameters(runs_with), "rows": results["rows"], **leaks_of(results)}
 
-    kind = "true" if guide == "true AUs" else "predicted" if guide and guide == SHIPPED else "own" if guide else "plain"
+    kind = "true" if guide == "true AUs" else "predicted" if guide and guide == FIRST else "own" if guide else "plain"
     return keep(folder / f"measured-{kind}.json", made, measure)
 
 
@@ -232,7 +231,7 @@ def gallery(shown: dict[str, Path], size: int, path: Path, device: str, n: int =
     a, b = pairs_of(plan, n).T
     image_a, image_b = (render(plan, renderer, rows, device) for rows in (a, b))  # (n, 3, S, S)
     rows = {"a": image_a, "b": image_b}
-    read = branch(checkpoint.load_swapper(SHIPPED, device))
+    read = branch(checkpoint.load_swapper(FIRST, device))
     for name, file in shown.items():
         swapper = open_swapper(file, read, device)
         rows[name] = swapper.generate(swapper.encode(image_a)[0], swapper.encode(image_b)[1])
@@ -305,7 +304,7 @@ def main() -> None:
     def rows_of(run: Run, path: Path) -> list[dict[str, Any]]:
         if run.method in ("ours", "DRIT"):
             return [row(run.method, run, measured(path, "", path.parent, args, device))]
-        guides: dict[str, Path | str] = {"predicted AUs": SHIPPED, "true AUs": "true AUs"}
+        guides: dict[str, Path | str] = {"predicted AUs": FIRST, "true AUs": "true AUs"}
         return [row(f"{run.method}, {k}", run, measured(path, g, path.parent, args, device)) for k, g in guides.items()]
 
     runs = {run: trained(run, data, config, args) for run in map(Run, ("ours", *args.methods))}
@@ -321,10 +320,10 @@ def main() -> None:
         timed_rows += rows_of(run, runs[run])
     ours = measured(runs[Run("ours")], "", args.runs / "ours-0", args, device)
     shown = {one["variant"].split(",")[0]: runs[Run(one["method"])] for one in real if one["seed"] == 0}
-    if data.size == checkpoint.load(SHIPPED)[1]["size"]:
-        found = measured(SHIPPED, "", args.runs / "shipped", args, device)
+    if data.size == checkpoint.load(FIRST)[1]["size"]:
+        found = measured(FIRST, "", args.runs / "shipped", args, device)
         rows.insert(1, row("ours, shipped weights", Run("ours"), found))
-        shown = {"ours": shown.pop("ours"), "ours, shipped weights": SHIPPED, **shown}
+        shown = {"ours": shown.pop("ours"), "ours, shipped weights": FIRST, **shown}
     rows += [row(name, Run(name), ours, name) for name in TRIVIAL]
     noise_rows: list[dict[str, Any]] = []
     for noise in args.noise:
@@ -336,7 +335,7 @@ def main() -> None:
     had = []
     for run, path in runs.items():
         about, is_ours = checkpoint.load(path)[1], run.method == "ours"
-        one = measured(path, "" if run.method in ("ours", "DRIT") else SHIPPED, path.parent, args, device)
+        one = measured(path, "" if run.method in ("ours", "DRIT") else FIRST, path.parent, args, device)
         had.append({
             "run": run.name, "parameters": one["parameters"],
             "images": 2 * args.batch_size * (args.steps if is_ours else about["step"]),

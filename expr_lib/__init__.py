@@ -10,5 +10,7 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED = WEIGHTS / "swap-64.safetensors"
-"""The checkpoint that comes with the project; its model card stands beside it."""
+SHIPPED = WEIGHTS / "moved-64.safetensors"
+"""The checkpoint that is used if none is named: the moving generator; its model card stands beside it."""
+FIRST = WEIGHTS / "swap-64.safetensors"
+"""The first generation, which draws faces anew and was trained unpaired: the paper as notebooks 02 to 07 derive it."""

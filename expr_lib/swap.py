@@ -89,6 +89,13 @@ def swap_images(
     return _pixels(swap_a, a), _pixels(swap_b, b)
 
 
+@torch.inference_mode()
+def rest_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray | None:
+    """Faces as in :func:`swap_images` at rest, as the network sees them; None if its generator draws."""
+    face = swapper.rest(swapper.encode(_faces(swapper, "face", images))[0])
+    return None if face is None else _pixels(face, images)
+
+
 def _faces(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:
     """uint8, channels last -> (B, 3, R, R) in [-1, 1] on the swapper's device; ``ValueError`` for another shape."""
     image = torch.as_tensor(image)

@@ -120,10 +120,10 @@ def test_the_picture_of_cross_talk_has_one_cell_for_each_pair_of_units(results):
 
 
 def test_galleries_are_ranked_among_pairs_with_a_way_to_go():
-    swaps = [{"a": i, "b": 0, "transfer_score": i / 100, "way": 1.0 + i % 2} for i in range(100)]
-    swaps[0] |= {"transfer_score": -50.0, "way": 1e-6}  # two expressions that look alike
-    swaps[2] |= {"transfer_score": 50.0, "way": 1e-6}
-    swaps += [{"a": 200, "b": 0, "transfer_score": None, "way": -1.0}]
+    swaps = [{"a": i, "b": 0, "gain": i / 100, "copy": 1.0 + i % 2} for i in range(100)]
+    swaps[0] |= {"gain": -50.0, "copy": 1e-6}  # two expressions that look alike
+    swaps[2] |= {"gain": -40.0, "copy": 1e-6}
+    swaps += [{"a": 200, "b": 0, "gain": None, "copy": 0.0}]
     found = report.ranked(swaps)
     assert [len(found[which]) for which in report.GALLERIES] == [10, 10, 10]
     assert [swap["a"] for swap in found["best"]] == list(range(99, 79, -2))
@@ -138,7 +138,7 @@ def test_a_gallery_shows_each_pair_above_its_truth(results, swaps_of_toys):
     worst = report.ranked(results["swaps"])["worst"]
     figure = report.gallery("worst", worst, SWAPPER, PLAN, ToyRenderer())
     axis = figure.axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == [f"{swap['transfer_score']:.2f}" for swap in worst]
+    assert [label.get_text() for label in axis.get_xticklabels()] == [f"{swap['gain']:.2f}" for swap in worst]
     images = [np.asarray(image.get_array()) for image in axis.images]
     assert len(images) == 4 * len(worst) and images[0].shape == (SIZE, SIZE, 3)
     truth, _ = PLAN.render(ToyRenderer(), [worst[0]["a"]], au_rows=[worst[0]["b"]])

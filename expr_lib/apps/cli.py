@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 HELD_OUT_SEED = 4610
 """Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""
 
+SHOWN_SIZE = 256
+"""Pixels a side at which the moving generator is shown."""
+
 Output = Annotated[Path, arg(aliases=["-o"])]
 Checkpoint = Annotated[Path, arg(help_behavior_hint="(default: the shipped ones)")]
 
@@ -43,12 +46,14 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     import matplotlib
 
     matplotlib.use("Agg")
+    from dataclasses import replace
+
     import numpy as np
 
     from expr_lib.faces.render import load_renderer
     from expr_lib.measure import plots
     from expr_lib.measure.evaluate import evaluate, write_results
-    from expr_lib.swap import load, swap_images
+    from expr_lib.swap import load, rest_images, swap_images
 
     swapper, renderer = load(checkpoint), load_renderer()
     judges = _judges(checkpoint.name, swapper.metadata)
@@ -60,11 +65,13 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     )  # fmt: skip
     shown = results["swaps"][:8]  # the first of the seeded list, not the best
     a, b = np.array([(swap["a"], swap["b"]) for swap in shown]).T
-    (image_a, _), (image_b, _) = plan.render(renderer, a), plan.render(renderer, b)
-    truth, _ = plan.render(renderer, a, au_rows=b)
+    closer = replace(plan, size=SHOWN_SIZE) if swapper.config.generator == "moved" else plan
+    (image_a, _), (image_b, _) = closer.render(renderer, a), closer.render(renderer, b)
+    truth, _ = closer.render(renderer, a, au_rows=b)
     swapped, _ = swap_images(swapper, image_a, image_b)
     out.mkdir(parents=True, exist_ok=True)
-    picture = plots.save(plots.swaps(image_a, image_b, swapped, truth, plan.au[b]), out / "swap.png")
+    figure = plots.swaps(image_a, image_b, swapped, truth, plan.au[b], rest_images(swapper, image_a))
+    picture = plots.save(figure, out / "swap.png")
     shown_rows = ("ours", "copy-input", "true render")
     numbers = {
         key: value
@@ -75,7 +82,7 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     write_results(out / "metrics.json", numbers)
 
     print(f"\n{'':16}{'ours':>22}{'copy-input':>14}{'true render':>14}")
-    for measure in ("transfer_score", "au_icc", "identity_kept"):
+    for measure in ("gain", "nearer", "transfer_score", "au_icc", "identity_kept"):
         ours, copy, true = (results["rows"][row][measure] for row in shown_rows)
         value = f"{ours['value']:.2f} ({ours['low']:.2f} to {ours['high']:.2f})"
         print(f"{measure:16}{value:>22}{copy['value']:>14.2f}{true['value']:>14.2f}")
@@ -125,7 +132,8 @@ def swap(
     from expr_lib.swap import amounts, load, swap_images
 
     swapper = load(checkpoint)
-    size, weights = swapper.config.size, amounts(swapper.au_names, only, amount)
+    weights = amounts(swapper.au_names, only, amount)
+    size = _shown_size(swapper, *images)
     aligned = []
     for path, image in zip((a, b), images, strict=True) if photographs else ():
         try:
@@ -142,6 +150,39 @@ def swap(
     write_png(out, picture)
     print(f"{out}: {a.name} with the expression of {b.name}, and the other way round")
     _say_if_unfamiliar(swapper.metadata, (a, b), faces)
+
+
+def express(
+    face: Annotated[Positional[Path], arg(metavar="FACE")],
+    intensities: Annotated[Positional[tuple[str, ...]], arg(metavar="AU=INTENSITY")],
+    out: Output = Path("express.png"),
+    from_rest: bool = False,
+    checkpoint: Checkpoint = SHIPPED,
+) -> None:
+    """Give a face an expression by numbers: expr-lib express FACE AU12=4 AU6=3 -o smile.png
+
+    The largest centred square of the image is used, at its own resolution. Action units that are not named stay as they
+    are read from the face.
+
+    Args:
+        face: an image file (PNG, JPEG, WebP, TIFF, ...).
+        intensities: action units with intensities from 0 (absent) to 5 (FACS letter E).
+        out: PNG file to write.
+        from_rest: set all action units that are not named to 0.
+        checkpoint: weights of the swapper (.safetensors).
+    """
+    from expr_lib.images import read_image, square, write_png
+
+    image = read_image(face)
+
+    from expr_lib.swap import express_images, load, parse_expression
+
+    swapper = load(checkpoint)
+    asked = parse_expression(intensities, swapper.au_names)
+    cut = square(image, _shown_size(swapper, image))
+    write_png(out, express_images(swapper, cut, asked, from_rest))
+    print(f"{out}: {face.name} with " + ", ".join(f"{name} {value:g}" for name, value in asked.items()))
+    _say_if_unfamiliar(swapper.metadata, (face,), cut[None])
 
 
 def faces_command() -> Callable[..., None]:
@@ -273,6 +314,9 @@ def evaluate(
     seed: int = HELD_OUT_SEED,
     figures: Path | None = None,
     readme: Path | None = None,
+    size: int | None = None,
+    beside: tuple[Path, ...] = (),
+    label: str | None = None,
     second_identity_judge: bool = False,
     device: str = "auto",
 ) -> None:
@@ -287,6 +331,9 @@ def evaluate(
         seed: of the people; must be none that the swapper or the judges were trained on.
         figures: folder for the figures: transfer, each action unit, cross-talk, the best, median and worst swaps.
         readme: Markdown file whose table between the result markers is replaced.
+        size: pixels a side of the faces, for a moving generator; by default those at which its encoder looks.
+        beside: result files of other checkpoints, measured on the same pairs, that the table shows too.
+        label: name of this checkpoint's row in tables.
         second_identity_judge: ask dlib's face recognizer too (extra photographs); half a second more for each swap.
         device: cpu, cuda, mps; auto takes the fastest there is.
     """
@@ -296,26 +343,31 @@ def evaluate(
 
     from expr_lib.faces.render import load_renderer
     from expr_lib.measure.evaluate import evaluate as evaluate_
-    from expr_lib.measure.evaluate import markdown_table, update_readme_table, write_results
+    from expr_lib.measure.evaluate import markdown_table, read_results, update_readme_table, write_results
     from expr_lib.measure.report import write_report
     from expr_lib.swap import load
 
     device = _device(device)
     swapper, renderer = load(checkpoint, device), load_renderer(device)
-    judges, plan = _judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(swapper.config.size, seed)
+    size = swapper.config.size if size is None else _count("--size", size, 16)
+    if size != swapper.config.size and swapper.config.generator == "drawn":
+        raise ValueError(f"--size {size}: {checkpoint.name} draws images of {swapper.config.size} pixels and no others")
+    others = [read_results(path) for path in beside]
+    judges, plan = _judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(size, seed)
     _count("--pairs", pairs, 6)
-    second = _second_judge(swapper.config.size, renderer) if second_identity_judge else None
+    second = _second_judge(size, renderer) if second_identity_judge else None
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
     command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}"
+    command += f" --size {size}" if size != swapper.config.size else ""
     command += " --second-identity-judge" if second_identity_judge else ""
-    about = {"command": command, "checkpoint": checkpoint.name}
+    about = {"command": command, "checkpoint": checkpoint.name, "label": label or checkpoint.stem}
     results = evaluate_(swapper, plan, renderer, judges, n_pairs=pairs, device=device, about=about, second=second)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_results(out, results)
     written = write_report(out.with_suffix(".md"), results, figures, swapper, plan, renderer)
     if readme is not None:
-        update_readme_table(readme, results)
-    print(f"{markdown_table(results)}\n\n" + "\n".join(map(str, [out, *written])))
+        update_readme_table(readme, results, others)
+    print(f"{markdown_table(results, others)}\n\n" + "\n".join(map(str, [out, *written])))
 
 
 def ship(
@@ -338,6 +390,7 @@ def ship(
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo, "swap held-out faces with the shipped weights; picture and numbers in build/demo"),
     "swap": (swap, "swap the expressions of two image files"),
+    "express": (express, "give a face an expression by numbers, such as AU12=4"),
     "faces": (faces_command, "render a data set of faces with known action units"),
     "import": (import_command, "bring in real data with AU labels, such as DISFA, BP4D, CK+, or OpenFace tables"),
     "align": (align, "cut faces out of photographs as the rendered faces are"),
@@ -386,6 +439,13 @@ def _count(option: str, value: int, least: int) -> int:
     if value < least:
         raise ValueError(f"{option}: found {value}, expected {least} or more")
     return value
+
+
+def _shown_size(swapper: Any, *images: Any) -> int:
+    """Pixels a side of the result: those of the smallest image, 1024 at most, or what a drawing generator draws."""
+    if swapper.config.generator == "drawn":
+        return int(swapper.config.size)
+    return min(1024, *(side for image in images for side in image.shape[:2]))
 
 
 def _device(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -319,22 +320,45 @@ def write_results(path: str | Path, results: dict[str, Any]) -> None:
     replace_file(Path(path), (text + "\n").encode())
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """What :func:`write_results` wrote; ``ValueError`` if it is something else."""
+    try:
+        results = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(results, dict) or "ours" not in results.get("rows", {}) or "n_pairs" not in results:
+        raise ValueError(f"{path}: found no results, expected a file that expr-lib evaluate wrote")
+    return results
+
+
 def cell(figure: dict[str, float | None], digits: int) -> str:
     """A figure in a table: its value and its interval; a dash where it is undefined."""
     value, low, high = (None if x is None else f"{round(x, digits) + 0.0:.{digits}f}" for x in figure.values())
     return "–" if value is None else value if low is None or high is None else f"{value} ({low} – {high})"
 
 
-def markdown_table(results: dict[str, Any]) -> str:
-    """The rows of ``results`` as a Markdown table: values with 95 % intervals; probes and command stand below it."""
+def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
+    """The rows of ``results`` as a Markdown table: values with 95 % intervals; probes and command stand below it.
+
+    ``beside`` holds results of other checkpoints, of which the swaps are shown in rows of their own. ``ValueError`` if
+    they were measured on other pairs.
+    """
+    for other in beside:
+        for key in ("n_pairs", "seed", "split", "size", "generator"):
+            if other[key] != results[key]:
+                name = other["about"].get("checkpoint", "another checkpoint")
+                raise ValueError(f"{name}: {key}: found {other[key]}, expected {results[key]} as in the table")
     columns = {name: shown for name, shown in (MEASURES | SECOND).items() if name in results["rows"]["ours"]}
+    rows = {f"**{results['about'].get('label', 'ours')}**": results["rows"]["ours"]}
+    rows |= {one["about"].get("label", one["about"].get("checkpoint", "?")): one["rows"]["ours"] for one in beside}
+    rows |= {name: measured for name, measured in results["rows"].items() if name != "ours"}
     lines = [
         "| | " + " | ".join(f"`{name}` {better}" for name, (better, _) in columns.items()) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
-    for name, measured in results["rows"].items():
+    for name, measured in rows.items():
         cells = [cell(measured[measure], digits) for measure, (_, digits) in columns.items()]
-        lines.append("| " + " | ".join([f"**{name}**" if name == "ours" else name, *cells]) + " |")
+        lines.append("| " + " | ".join([name, *cells]) + " |")
     note = (
         f"{results['n_pairs']} pairs of {results['n_subjects']} held-out people in both directions, "
         f"{results['size']} px, 95 % bootstrap intervals over people."
@@ -352,12 +376,12 @@ def markdown_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def update_readme_table(readme: str | Path, results: dict[str, Any]) -> None:
+def update_readme_table(readme: str | Path, results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
     """Put the table of ``results`` between the ``MARKERS`` of a Markdown file; ``ValueError`` where it has none."""
     readme = Path(readme)
     text = readme.read_text(encoding="utf-8")
     begin, end = (text.find(marker) for marker in MARKERS)
     if not 0 <= begin < end:
         raise ValueError(f"{readme}: found no pair of lines {MARKERS[0]!r} and {MARKERS[1]!r}, expected one")
-    new = f"{text[: begin + len(MARKERS[0])]}\n{markdown_table(results)}\n{text[end:]}"
+    new = f"{text[: begin + len(MARKERS[0])]}\n{markdown_table(results, beside)}\n{text[end:]}"
     replace_file(readme, new.encode())

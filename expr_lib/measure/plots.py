@@ -165,14 +165,20 @@ def compare(
     return axes
 
 
-def swaps(a: ArrayLike, b: ArrayLike, swapped: ArrayLike, truth: ArrayLike, au_b: ArrayLike) -> Figure:
+def swaps(
+    a: ArrayLike, b: ArrayLike, swapped: ArrayLike, truth: ArrayLike, au_b: ArrayLike, rest: ArrayLike | None = None
+) -> Figure:
     """The picture of this project: a, b, a with the expression of b, and what that truly looks like.
 
-    Images are (n, S, S, 3) uint8; ``au_b`` (n, n_aus) in [0, 5], in the order of ``AU_NAMES``, labels the columns.
+    Images are (n, S, S, 3) uint8; ``rest``, the faces at rest of a, is one more row. ``au_b`` (n, n_aus) in [0, 5], in
+    the order of ``AU_NAMES``, labels the columns.
     """
+    rows = {"a": a, "b": b, "a with the\nexpression of b": swapped, "the true answer": truth}
+    if rest is not None:
+        rows["a at rest,\nby the network"] = rest
     return grid(
-        np.stack([np.asarray(x) for x in (a, b, swapped, truth)]),  # (4, n, S, S, 3)
-        row_labels=["a", "b", "a with the\nexpression of b", "the true answer"],
+        np.stack([np.asarray(x) for x in rows.values()]),  # (4 or 5, n, S, S, 3)
+        row_labels=list(rows),
         column_labels=[strongest(au) for au in np.asarray(au_b)],
         title="Two faces exchange expressions",
         note="Above each column: the strongest action units of b. Nobody here was met in training.",

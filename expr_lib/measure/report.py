@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from expr_lib.measure import plots
 from expr_lib.measure.evaluate import MEASURES, STRATA, cell, markdown_table
 from expr_lib.measure.metrics import bootstrap
 from expr_lib.model import Swapper
-from expr_lib.swap import swap_images
+from expr_lib.swap import rest_images, swap_images
 
 SHOWN = {"ours": plots.COLORS["blue"], "copy-input": "#c4c4c4", "true render": plots.COLORS["orange"]}
 """The rows of the table that the figures compare, each in its colour."""
@@ -240,29 +241,36 @@ def _percent(figure: dict[str, float | None]) -> str:
 
 
 def ranked(swaps: list[dict[str, Any]], n: int = 10) -> dict[str, list[dict[str, Any]]]:
-    """The ``n`` best, median and worst swaps, best first, among the half of them with the longer way to go.
+    """The ``n`` best, median and worst swaps by ``gain``, best first, among the half that doing nothing misses by most.
 
-    Where two expressions look alike, the score divides by almost nothing and its rank says nothing.
+    If two expressions look alike, the gain divides by almost nothing and its rank says nothing.
     """
-    usable = [swap for swap in swaps if swap["transfer_score"] is not None]
-    middle = np.median([swap["way"] for swap in usable]) if usable else 0.0
-    order = sorted((s for s in usable if s["way"] >= middle), key=lambda s: -s["transfer_score"])
+    usable = [swap for swap in swaps if swap["gain"] is not None]
+    middle = np.median([swap["copy"] for swap in usable]) if usable else 0.0
+    order = sorted((s for s in usable if s["copy"] >= middle), key=lambda s: -s["gain"])
     start = max(0, (len(order) - n) // 2)
     return dict(zip(GALLERIES, (order[:n], order[start : start + n], order[-n:]), strict=True))
 
 
 def gallery(which: str, swaps: list[dict[str, Any]], swapper: Swapper, plan: FacePlan, renderer: Renderer) -> Figure:
-    """Swaps with their inputs above and the truth below: a, b, a with the expression of b, the true answer."""
+    """Swaps with their inputs above and the truth below: a, b, a with the expression of b, the true answer.
+
+    A moving generator is shown at 256 pixels and has a row more, the face at rest.
+    """
+    if swapper.config.generator == "moved":
+        plan = replace(plan, size=256)
     a, b = np.array([(swap["a"], swap["b"]) for swap in swaps]).T
     (image_a, _), (image_b, _) = plan.render(renderer, a), plan.render(renderer, b)
     truth, _ = plan.render(renderer, a, au_rows=b)
-    swapped, _ = swap_images(swapper, image_a, image_b)
-    rows = [np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x) for x in (image_a, image_b, swapped, truth)]
+    rows: dict[str, Any] = {"a": image_a, "b": image_b}
+    rows |= {"a with the\nexpression of b": swap_images(swapper, image_a, image_b)[0], "the true answer": truth}
+    if (rest := rest_images(swapper, image_a)) is not None:
+        rows["a at rest,\nby the network"] = rest
     return plots.grid(
-        np.stack(rows),  # (4, n, S, S, 3)
-        row_labels=["a", "b", "a with the\nexpression of b", "the true answer"],
-        column_labels=[f"{swap['transfer_score']:.2f}" for swap in swaps],
+        np.stack([np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x) for x in rows.values()]),
+        row_labels=list(rows),
+        column_labels=[f"{swap['gain']:.2f}" for swap in swaps],
         title=f"The {which} {len(swaps)}",
-        note="Above each column: transfer_score.\nOf the half of the pairs whose expressions look most unlike.",
-        cell=0.72,
+        note="Above each column: gain.\nOf the half of the pairs whose expressions look most unlike.",
+        cell=0.72 if swapper.config.generator == "drawn" else 1.3,
     )

@@ -257,20 +257,21 @@ def gallery(which: str, swaps: list[dict[str, Any]], swapper: Swapper, plan: Fac
 
     A moving generator is shown at 256 pixels and has a row more, the face at rest.
     """
-    if swapper.config.generator == "moved":
+    moves = isinstance(swapper, Swapper) and swapper.config.generator == "moved"
+    if moves:
         plan = replace(plan, size=256)
     a, b = np.array([(swap["a"], swap["b"]) for swap in swaps]).T
     (image_a, _), (image_b, _) = plan.render(renderer, a), plan.render(renderer, b)
     truth, _ = plan.render(renderer, a, au_rows=b)
     rows: dict[str, Any] = {"a": image_a, "b": image_b}
     rows |= {"a with the\nexpression of b": swap_images(swapper, image_a, image_b)[0], "the true answer": truth}
-    if (rest := rest_images(swapper, image_a)) is not None:
-        rows["a at rest,\nby the network"] = rest
+    if moves:
+        rows["a at rest,\nby the network"] = rest_images(swapper, image_a)
     return plots.grid(
         np.stack([np.asarray(x.cpu() if isinstance(x, torch.Tensor) else x) for x in rows.values()]),
         row_labels=list(rows),
         column_labels=[f"{swap['gain']:.2f}" for swap in swaps],
         title=f"The {which} {len(swaps)}",
         note="Above each column: gain.\nOf the half of the pairs whose expressions look most unlike.",
-        cell=0.72 if swapper.config.generator == "drawn" else 1.3,
+        cell=1.3 if moves else 0.72,
     )

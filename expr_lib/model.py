@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from expr_lib import processes
+from expr_lib.errors import InputError, check_range
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
 
 
@@ -38,10 +39,16 @@ class ModelConfig:
     conditional: bool = True  # the image discriminator also asks whether the image shows the AUs it should
 
     def __post_init__(self) -> None:
-        if self.size % 16 or self.size < 16:
-            raise ValueError(f"size {self.size}: expected a positive multiple of 16")
+        check_range(
+            self, size=(16, 512), n_aus=(1, 100), d=(1, 256), c_f=(1, 512), noise=(0, 100), width=(8, 1024),
+            width_r=(1, 2048), width_d=(1, 1024),
+        )  # fmt: skip
+        if self.size % 16:
+            raise InputError(f"size {self.size}: expected a positive multiple of 16")
+        if any(c % max(1, c // 16) for c in (self.width, self.width // 2)):  # groups of `norm`
+            raise InputError(f"width {self.width}: expected a multiple of 32, or 8 to 31")
         if len(self.levels) not in (1, self.n_aus) or not all(2 <= level <= 6 for level in self.levels):
-            raise ValueError(f"levels {self.levels}: expected one number from 2 to 6, or {self.n_aus} of them")
+            raise InputError(f"levels {self.levels}: expected one number from 2 to 6, or {self.n_aus} of them")
 
     @property
     def au_levels(self) -> tuple[int, ...]:

@@ -223,7 +223,7 @@ def test_faces_then_train(tmp_path, capsys):
 
 def test_wrong_numbers_are_refused(tmp_path, capsys):
     assert "--n-subjects: found 0" in fails(capsys, "faces", str(tmp_path / "x"), "--n-subjects", "0")
-    assert "--val 0.6" in fails(capsys, "faces", str(tmp_path / "x"), "--val", "0.6", "--test", "0.6")
+    assert "val 0.6" in fails(capsys, "faces", str(tmp_path / "x"), "--val", "0.6", "--test", "0.6")
     assert "meta.json: not found" in fails(capsys, "train", str(tmp_path / "nothing"), "--run", str(tmp_path / "run"))
     assert "meta.json: not found" in fails(capsys, "judges", str(tmp_path / "nothing"), "-o", str(tmp_path / "judges"))
     assert not (tmp_path / "x").exists()

@@ -178,6 +178,7 @@ def ship(source: str | Path, target: str | Path) -> None:
     InputError if the source holds no swapper.
     """
     tensors, metadata = read_swapper(source)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
     save(target, {name: tensor for name, tensor in tensors.items() if name.startswith("ema.")}, metadata)
 
 

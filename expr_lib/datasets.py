@@ -171,8 +171,9 @@ def _verify(folder: Path, hashes: dict[str, str], *, once: bool) -> None:
     for name, expected in hashes.items():
         if (found := sha256(folder / name)) != expected:
             raise InputError(f"{folder / name}: damaged: sha256 {found}, expected {expected} (meta.json)")
-    with suppress(OSError):  # a folder that may not be written is read again each time
-        replace_file(note, json.dumps(seen).encode())
+    if once:
+        with suppress(OSError):  # a folder that may not be written is read again each time
+            replace_file(note, json.dumps(seen).encode())
 
 
 def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:

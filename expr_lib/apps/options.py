@@ -43,14 +43,16 @@ def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> C
     try:
         with redirect_stderr(explained):
             return tyro.cli(bound, prog=f"expr-lib {name}", args=arguments)
+    except InputError as error:
+        raise InputError(_as_typed(str(error), arguments)) from None
     except SystemExit as left:
-        error: BaseException | None = left
-        while error is not None and not isinstance(error, InputError):
-            error = error.__context__
-        if error is None:
+        why: BaseException | None = left
+        while why is not None and not isinstance(why, InputError):
+            why = why.__context__
+        if why is None:
             sys.stderr.write(explained.getvalue())
             raise
-        raise InputError(_as_typed(str(error), arguments)) from None
+        raise InputError(_as_typed(str(why), arguments)) from None
 
 
 def _as_typed(message: str, arguments: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def read(
             shapes = {name: _shape(file.get_slice(name), name, path) for name in names}
             if check is not None:
                 check(shapes, about)
-            tensors = {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name).clone() for name in names}  # a map would change with the file
     except (SafetensorError, OSError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{path}: truncated or not safetensors: {size} bytes ({why})") from None

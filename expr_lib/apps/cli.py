@@ -32,8 +32,7 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
         pairs: how many pairs to measure; the first eight are in the picture.
         checkpoint: weights of the swapper (.safetensors).
     """
-    began = time.perf_counter()
-    count("--pairs", pairs, 8, 100_000)
+    began, pairs = time.perf_counter(), count("--pairs", pairs, 8, 100_000)
     may_write("--out", out, folder=True)
     import matplotlib
 
@@ -115,10 +114,8 @@ def swap(
     size, weights = swapper.config.size, amounts(swapper.au_names, only, amount)
     aligned = []
     for path, image in zip((a, b), images, strict=True) if photographs else ():
-        try:
+        with input_errors(f"{path}: "):
             aligned.append(align(image, size))
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from None
     faces = np.stack([cut.face for cut in aligned] or [square(image, size) for image in images])  # (2, S, S, 3)
     swapped = np.stack(swap_images(swapper, faces[0], faces[1], weights))
     rows = np.stack([faces, swapped] if inputs else [swapped])  # (R, 2, S, S, 3)
@@ -199,8 +196,7 @@ def align(
     import numpy as np
 
     from expr_lib.images import read_image, write_png
-    from expr_lib.importers.align import Aligned, contact_row
-    from expr_lib.importers.align import align as align_
+    from expr_lib.importers import align as faces
 
     count("--size", size, 16, 1024)
     may_write("--out", out, folder=True)
@@ -211,13 +207,13 @@ def align(
         photo = None
         try:
             photo = read_image(file)
-            result: Aligned | str = align_(photo, size, largest=largest)
+            result: faces.Aligned | str = faces.align(photo, size, largest=largest)
             if (target := out / f"{file.stem}.png") in written:
                 raise InputError(f"a photograph before it was written to {target}; rename one")
         except (ValueError, OSError) as error:
             result = str(error).removeprefix(f"{file}: ")
-        rows.append(contact_row(file.name, photo, result))
-        if isinstance(result, Aligned):
+        rows.append(faces.contact_row(file.name, photo, result))
+        if isinstance(result, faces.Aligned):
             print(write_png(target, result.face))
             written.add(target)
         else:
@@ -291,11 +287,9 @@ def evaluate(
 ) -> None:
     """Measure a swapper beside trivial answers and the true render, on held-out people; print the table.
 
-    Writes every number as JSON, and beside it every table as Markdown.
-
     Args:
         checkpoint: weights of the swapper (.safetensors).
-        out: JSON file for every number.
+        out: JSON file for every number; beside it every table as Markdown.
         pairs: how many pairs to swap, in both directions.
         seed: of the people; must be none that the swapper or the judges were trained on.
         figures: folder for the figures: transfer, each action unit, cross-talk, the best, median and worst swaps.
@@ -305,20 +299,17 @@ def evaluate(
     """
     count("--pairs", pairs, 6, 100_000)
     may_write("--out", out, ending=".json")
-    if figures is not None:
-        may_write("--figures", figures, folder=True)
+    may_write("--figures", figures or Path(), folder=True)
     import matplotlib
 
-    matplotlib.use("Agg")
-
     from expr_lib.faces.render import load_renderer
-    from expr_lib.measure.evaluate import evaluate as evaluate_
-    from expr_lib.measure.evaluate import find_table, markdown_table, update_readme_table, write_results
+    from expr_lib.measure import evaluate as measure
     from expr_lib.measure.report import write_report
     from expr_lib.swap import load
 
+    matplotlib.use("Agg")
     if readme is not None:
-        find_table(readme)  # now, not after the measurement
+        measure.find_table(readme)  # now, not after the measurement
     device = device_of(device)
     swapper, renderer = load(checkpoint, device), load_renderer(device)
     judges, plan = (
@@ -327,16 +318,18 @@ def evaluate(
     )
     second = second_judge(swapper.config.size, renderer) if second_identity_judge else None
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
-    command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}"
-    command += " --second-identity-judge" if second_identity_judge else ""
+    more = " --second-identity-judge" * second_identity_judge
+    command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}{more}"
     about = {"command": command, "checkpoint": checkpoint.name}
-    results = evaluate_(swapper, plan, renderer, judges, n_pairs=pairs, device=device, about=about, second=second)
+    results = measure.evaluate(
+        swapper, plan, renderer, judges, n_pairs=pairs, device=device, about=about, second=second
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_results(out, results)
+    measure.write_results(out, results)
     written = write_report(out.with_suffix(".md"), results, figures, swapper, plan, renderer)
     if readme is not None:
-        update_readme_table(readme, results)
-    print(f"{markdown_table(results)}\n\n" + "\n".join(map(str, [out, *written])))
+        measure.update_readme_table(readme, results)
+    print(f"{measure.markdown_table(results)}\n\n" + "\n".join(map(str, [out, *written])))
 
 
 def ship(

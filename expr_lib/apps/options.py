@@ -75,14 +75,12 @@ def told(error: BaseException) -> str:
 
 
 @contextmanager
-def input_errors() -> Iterator[None]:
-    """Inside, a ValueError is the input's fault: the importers and readers of images say so with it."""
+def input_errors(where: str = "") -> Iterator[None]:
+    """Inside, a ValueError is the input's fault: importers and readers of images say so with it; `where` begins it."""
     try:
         yield
-    except InputError:
-        raise
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"{where}{error}") from error
 
 
 def count(option: str, value: int, least: int, most: int) -> int:

@@ -17,7 +17,6 @@ from expr_lib.errors import InputError, check_range
 class ModelConfig:
     """Sizes of the networks. `size` and `n_aus` are taken from the data set when training."""
 
-    generator: Literal["drawn", "moved"] = "drawn"  # G draws the face anew, or moves the pixels of the face at rest
     size: int = 64  # S, pixels at which E looks; a multiple of 16 (drawn) or of 32 (moved)
     n_aus: int = 17  # n
     d: int = 8  # numbers per action unit in f_r
@@ -28,6 +27,7 @@ class ModelConfig:
     width_d: int = 32  # channels of the first layer of the image discriminator
     levels: tuple[int, ...] = (4,)  # AU classes for the adversary, 2 to 6: one number for all AUs or one for each
     conditional: bool = True  # the image discriminator also asks whether the image shows the AUs it should
+    generator: Literal["drawn", "moved"] = "drawn"  # G draws the face anew, or moves the pixels of the face at rest
 
     def __post_init__(self) -> None:
         check_range(

@@ -35,10 +35,8 @@ class ModelConfig:
             width_r=(1, 2048), width_d=(1, 1024),
         )  # fmt: skip
         unit = 16 if self.generator == "drawn" else 32
-        if self.generator not in ("drawn", "moved") or self.size % unit:
-            raise InputError(
-                f"{self.generator}, size {self.size}: expected drawn or moved, a positive multiple of {unit}"
-            )
+        if self.size % unit:
+            raise InputError(f"size {self.size}: expected a positive multiple of {unit}")
         if any(c % max(1, c // 16) for c in (self.width, self.width // 2)):  # groups of `norm`
             raise InputError(f"width {self.width}: expected a multiple of 32, or 8 to 31")
         if len(self.levels) not in (1, self.n_aus) or not all(2 <= level <= 6 for level in self.levels):

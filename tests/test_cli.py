@@ -246,7 +246,7 @@ def demo(tmp_path_factory) -> tuple[Path, str]:
 def test_the_demo_says_how_it_compares_with_doing_nothing(demo):
     out, printed = demo
     numbers = json.loads((out / "metrics.json").read_text())
-    for measure in ("transfer_score", "au_icc", "identity_kept"):
+    for measure in ("gain", "nearer", "transfer_score", "au_icc", "identity_kept"):
         ours, copy, true = (numbers["rows"][row][measure] for row in ("ours", "copy-input", "true render"))
         line = next(line for line in printed.splitlines() if line.startswith(measure))
         assert f"{ours['value']:.2f} ({ours['low']:.2f} to {ours['high']:.2f})" in line
@@ -255,11 +255,24 @@ def test_the_demo_says_how_it_compares_with_doing_nothing(demo):
 
 
 def test_the_shipped_weights_beat_doing_nothing():
-    """On the 500 pairs of the README's table: the demo's 24 are too few for an interval to stay above 0."""
-    results = Path(__file__).parents[1] / "benchmarks" / "results" / "swap-64.json"
-    rows = json.loads(results.read_text())["rows"]
+    """On the pairs of the README's table: the demo's 24 are too few for a narrow interval."""
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    rows, first = (json.loads((results / f"{name}.json").read_text())["rows"] for name in ("moved-64", "swap-64"))
+    assert rows["ours"]["gain"]["low"] > 0.35 and rows["ours"]["nearer"]["low"] > 0.9
+    assert rows["copy-input"]["gain"]["value"] == 0 > first["ours"]["gain"]["high"]  # drawn anew, it loses
     assert rows["ours"]["transfer_score"]["low"] > 0 == rows["copy-input"]["transfer_score"]["value"]
     assert rows["ours"]["au_icc"]["value"] > rows["copy-input"]["au_icc"]["value"] + 0.3
+
+
+def test_an_expression_by_numbers(tmp_path, capsys):
+    face, out = Path(__file__).parents[1] / "data" / "subject-0-neutral.png", tmp_path / "smile.png"
+    cli.main(["express", str(face), "AU12=5", "AU6=4", "-o", str(out)])
+    assert f"{out}: subject-0-neutral.png with AU12 5, AU6 4" in capsys.readouterr().out.replace("=", " ")
+    before, after = read_image(face), read_image(out)
+    assert after.shape == before.shape and np.abs(after.astype(int) - before).max() > 30
+    for words in (["AU99=1"], ["AU12=6"], ["AU12=nan"], ["AU12=1", "AU12=2"], ["AU12"], ["AU12=high"]):
+        assert words[-1] in fails(capsys, "express", str(face), *words, "-o", str(tmp_path / "no.png"))
+    assert not (tmp_path / "no.png").exists()
 
 
 def test_the_demo_picture_is_large_enough_to_show(demo):

@@ -317,7 +317,7 @@ for name, what in {
     "network": lambda: socket.create_connection(("127.0.0.1", %(port)d), 3),
     "writing outside": lambda: open(%(outside)r, "w").write("was here"),
     "the environment": lambda: os.environ["LECTURERS_TOKEN"],
-    "the checks above, in In": lambda: [x for x in In if "BEGIN HIDDEN" in x][0],
+    "the checks above, in In": lambda: [x for x in In if "BEGIN " + "HIDDEN" in x][0],
 }.items():
     try:
         said[name] = "REACHED " + repr(what())[:40]

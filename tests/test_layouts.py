@@ -210,6 +210,24 @@ def test_frames_of_a_film_are_found_by_every_usual_name(tmp_path, names, note):
     assert data.meta["config"]["cut"] == {"by landmarks": 3 * whole_frames, "centre square": 3 * (not whole_frames)}
 
 
+def test_a_missing_photograph_or_film_is_not_replaced_by_another_persons(tmp_path):
+    root = tmp_path / "in"
+    for who in ("anna", "ben"):
+        write(root / f"tables/{who}/me.csv", table(openface_cells("image", AU12_r=1 + (who == "ben"))))
+        write(
+            root / f"tables/{who}/film.csv", table(openface_cells(AU12_r=3 + (who == "ben")), openface_cells(frame=2))
+        )
+    picture(root / "imgs/ben/me.jpg", 90, (240, 200))
+    for frame in (1, 2):
+        picture(root / f"imgs/ben/film/{frame}.png", 90, (240, 200))
+    _, report, au = bring_in("openface", root, tmp_path / "out")
+    assert {image: labels["AU12"] for image, labels in au.items()} == pytest.approx(
+        {"imgs/ben/me.jpg": 2, "imgs/ben/film/1.png": 4, "imgs/ben/film/2.png": 1.2}
+    )
+    lost = [("tables/anna/film.csv", 2), ("tables/anna/film.csv", 3), ("tables/anna/me.csv", 2)]
+    assert places(report, "label without an image") == lost
+
+
 def test_films_of_one_name_keep_their_own_frames_and_where_it_is_unclear_none_are_taken(tmp_path):
     root = tmp_path / "in"
     for who, level in (("anna", 1), ("ben", 2)):
@@ -220,9 +238,13 @@ def test_films_of_one_name_keep_their_own_frames_and_where_it_is_unclear_none_ar
         "frames/anna/film/1.png": 1, "frames/ben/film/1.png": 2,
     }  # fmt: skip
     assert len(set(data.subject)) == 2
+    for who in ("anna", "ben"):
+        (root / f"tables/{who}/film.csv").unlink()
     write(root / "elsewhere/film.csv", table(openface_cells(), openface_cells(frame=2)))
-    _, report, au = bring_in("openface", root, tmp_path / "again")
-    assert places(report, "film whose frames lie in several places") == [("elsewhere/film.csv", 0)] and len(au) == 2
+    with pytest.raises(
+        ValueError, match=r"film whose frames lie in several places +\(elsewhere/film\.csv: frames/anna/film, "
+    ):
+        import_faces("openface", root, tmp_path / "again", SMALL, progress=False)
 
 
 @pytest.mark.parametrize("cut_out", [True, False])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree
 
 ALIGNED = "_aligned"
 """Ends the name of the folder in which OpenFace writes the faces that it cut out."""
-Images = TypeVar("Images")
+Images = TypeVar("Images", bound=Sized)
 SURPLUS = r"(?:frames?|images?|imgs?)"
 """What people add to the name of a film, or put between name and number."""
 
@@ -58,7 +58,12 @@ class Lookup:
         self.films: dict[str, dict[str, list[str]]] = {}  # name of a film -> where its frames are -> frames in order
         self.cut: dict[str, dict[str, dict[tuple[int | None, int], str]]] = {}  # ... -> face, frame -> cut face
         self.nameless: dict[str, dict[str, list[str]]] = {}  # folder -> folder frames/ in it -> frames in order
-        self.tables = Counter(posixpath.dirname(rel).lower() for rel in tree.tables(".csv", ".txt"))
+        self.tables = Counter[str]()  # in each folder
+        self.named: dict[str, list[str]] = {}  # name of a table -> folders of the tables of that name
+        for rel in tree.tables(".csv", ".txt"):
+            folder, name = posixpath.split(rel.lower())
+            self.tables[folder] += 1
+            self.named.setdefault(posixpath.splitext(name)[0], []).append(folder)
         for rel in tree.images():
             folder, stem, _ = split(rel)
             inner = posixpath.basename(folder)
@@ -92,8 +97,12 @@ class Lookup:
                 best = share
         return found, best
 
-    def frames(self, film: str, near: str, numbers: set[int], first: int, file: str) -> dict[int, str]:
+    def frames(
+        self, film: str, near: str, numbers: set[int], first: int, file: str, rivals: Iterable[str]
+    ) -> dict[int, str]:
         """Frames of a film by the numbers that a table near the folder ``near`` gives them, counting from ``first``.
+
+        ``rivals`` are the folders of all films of that name.
 
         The images' own numbers count where they are the table's, or the table's with the other first number (0 or 1);
         else, where there is one image for each number, their order. Both is noted.
@@ -101,7 +110,7 @@ class Lookup:
         places, folder = self.films.get(film.lower(), {}), posixpath.dirname(file).lower()
         if not places and self.tables[folder] == 1:
             places = self.nameless.get(folder, {})
-        images = self.nearest(places, near, file) or []
+        images = self.nearest(places, near, file, rivals) or []
         own: dict[int, str] = {}
         for rel in images:
             if match := re.search(r"(\d{1,9})$", split(rel)[1], re.ASCII):
@@ -118,12 +127,20 @@ class Lookup:
 
     def cut_faces(self, film: str, near: str, file: str) -> dict[tuple[int | None, int], str]:
         """What OpenFace cut out of a film or photograph: face, or None where its name has none, and frame -> image."""
-        return self.nearest(self.cut.get(film.lower(), {}), near, file) or {}
+        return self.nearest(self.cut.get(film.lower(), {}), near, file, self.named.get(film.lower(), [])) or {}
 
-    def nearest(self, places: dict[str, Images], near: str, file: str) -> Images | None:
-        """What lies in the place whose folder shares most with ``near``; None, and told, where two do."""
+    def nearest(self, places: dict[str, Images], near: str, file: str, rivals: Iterable[str]) -> Images | None:
+        """What lies in the place whose folder shares most with ``near``, and no more with one of the ``rivals``.
+
+        Where several do, and one has not more than twice as many images as each other, it is None, and told.
+        """
         share = {where: in_common(posixpath.dirname(where), near) for where in sorted(places)}
+        for where in list(share):
+            if any(in_common(posixpath.dirname(where), rival) > share[where] for rival in rivals):
+                del share[where]
         best = [where for where in share if share[where] == max(share.values())]
+        most = max((len(places[where]) for where in best), default=0)
+        best = [where for where in best if 2 * len(places[where]) >= most]
         if len(best) > 1:
             self.tree.report.left_out("film whose frames lie in several places", file, 0, ", ".join(best))
         return places[best[0]] if len(best) == 1 else None
@@ -132,11 +149,15 @@ class Lookup:
 def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report: Report) -> Iterator[Face]:
     """The faces of a table that names its sources itself; frames of films are counted from ``first``."""
     near, films = posixpath.dirname(file), dict[str, dict[int, str]]()
-    for film in {entry.source: None for entry in entries if entry.frame is not None}:
+    sources = {entry.source: None for entry in entries if entry.frame is not None}
+    for film in sources:
         folder, name = posixpath.split(film)
         numbers = {entry.frame for entry in entries if entry.source == film and entry.frame is not None}
-        stem = posixpath.splitext(name)[0] or name
-        films[film] = lookup.frames(stem, folder or near, numbers, first, file)
+        stem = posixpath.splitext(name)[0]
+        rivals = [
+            posixpath.dirname(other) for other in sources if posixpath.splitext(posixpath.basename(other))[0] == stem
+        ]
+        films[film] = lookup.frames(stem, folder or near, numbers, first, file, rivals)
     photographs = {entry.source: lookup.photograph(entry.source) for entry in entries if entry.frame is None}
     closest: dict[str, int] = {}  # of several paths that can mean an image, the one that shares most with it counts
     for found, share in photographs.values():

@@ -88,6 +88,9 @@ def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
     images = lookup.photographs.get(name.lower(), [])
     beside = [rel for rel in images if posixpath.dirname(rel) == folder]
     others = [rel for rel in images if rel not in beside and posixpath.splitext(rel)[0].lower() not in own]
+    shares = {rel: in_common(posixpath.dirname(rel), folder) for rel in others}
+    rivals = lookup.named.get(name.lower(), [])  # a table whose path is more like an image's than this one's has it
+    others = [rel for rel in others if all(in_common(posixpath.dirname(rel), x) <= shares[rel] for x in rivals)]
     details = tree.files.get(f"{posixpath.splitext(file)[0]}_of_details.txt".lower())
     if details:
         text = (tree.root / details).read_bytes()[:10_000].decode("utf-8", "replace")
@@ -96,15 +99,16 @@ def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
         tree.copies |= {rel for rel in beside if posixpath.basename(rel) in drawn}
     if others:
         tree.copies |= set(beside)
-        most = max(in_common(posixpath.dirname(rel), folder) for rel in others)
-        return [rel for rel in others if in_common(posixpath.dirname(rel), folder) == most]
+        most = max(shares[rel] for rel in others)
+        return [rel for rel in others if shares[rel] == most]
     return [rel for rel in beside if rel not in tree.copies]
 
 
 def frames_of(file: str, entries: list[Entry], lookup: Lookup) -> dict[int, str]:
     """Whole frames of a film by OpenFace's numbers, which begin with 1."""
     folder, name = posixpath.split(posixpath.splitext(file)[0])
-    return lookup.frames(name, folder, {entry.frame for entry in entries if entry.frame is not None}, 1, file)
+    numbers = {entry.frame for entry in entries if entry.frame is not None}
+    return lookup.frames(name, folder, numbers, 1, file, lookup.named.get(name.lower(), []))
 
 
 def of_a_film(file: str, entries: list[Entry], lookup: Lookup, report: Report) -> Iterator[Face]:

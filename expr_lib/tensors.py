@@ -19,6 +19,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from expr_lib.errors import InputError
+from expr_lib.files import replacing
 from expr_lib.schema import FORMAT, MAX_BYTES, check_format, checked, decode
 
 Shapes = dict[str, Tensor]
@@ -42,17 +43,13 @@ def write(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any], *
         if wrong := unsound(name, tensor):
             raise FloatingPointError(f"{path}: not written: {name} holds {wrong}; what was there is kept")
     text = json.dumps({**about, "format": FORMAT, "sha256": digest(tensors)}, allow_nan=False)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(serialize(tensors, {"expr_lib": text}))
-            os.fsync(file.fileno())  # on the disk before it gets its name
+    content = serialize(tensors, {"expr_lib": text})
+    with replacing(path) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # on the disk before it gets its name
         if keep_previous and is_sound(path):
             os.replace(path, previous(path))
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read(

@@ -273,5 +273,5 @@ def gallery(which: str, swaps: list[dict[str, Any]], swapper: Swapper, plan: Fac
         column_labels=[f"{swap['gain']:.2f}" for swap in swaps],
         title=f"The {which} {len(swaps)}",
         note="Above each column: gain.\nOf the half of the pairs whose expressions look most unlike.",
-        cell=1.3 if moves else 0.72,
+        cell=0.62 if moves else 0.72,
     )

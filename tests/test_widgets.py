@@ -21,7 +21,7 @@ from browser import FLAGS, PATIENCE, chromium, opened, served
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
 
-from expr_lib import swap
+from expr_lib import FIRST, swap
 from expr_lib.apps.widgets import FaceExplorer, Faces, FeatureMap, LatentMixer, SwapExplorer, bars
 from expr_lib.faces.build import SAMPLE_EXPRESSIONS
 from expr_lib.faces.plan import FacesConfig, plan_faces
@@ -79,9 +79,11 @@ def test_beyond_b_the_truth_stops_at_the_scale_of_facs(faces):
     assert far.min() == 0 and far.max() == 5
 
 
-def test_faces_of_another_size_are_refused(faces, renderer):
+def test_faces_of_another_size_are_refused_by_a_generator_that_draws(faces, renderer):
     with pytest.raises(ValueError, match="plan: found size 128, expected 64"):
-        Faces(faces.swapper, replace(PLAN_OF_3, size=128), renderer, faces.judge)
+        Faces(swap.load(FIRST), replace(PLAN_OF_3, size=128), renderer, faces.judge)
+    large = Faces(faces.swapper, replace(PLAN_OF_3, size=96), renderer, faces.judge)  # one that moves takes any
+    assert large.mixed(0, 1, torch.ones(1, len(AU_NAMES))).shape == (1, 96, 96, 3)
 
 
 def test_the_global_slider_moves_every_action_unit_and_draws_once(faces):

@@ -123,7 +123,9 @@ def learn(
                 if warm:
                     begin_with(warm, run)
                 print(f"{variant}, seed {seed}: {run}", flush=True)
-                done[variant, seed] = train(config_of(variant, seed, full), data, run, start_from)
+                done[variant, seed] = train(
+                    config_of(variant, seed, full), data, run, start_from, allow_changes=bool(warm)
+                )
     return done
 
 

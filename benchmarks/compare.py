@@ -155,7 +155,7 @@ def trained(run: Run, data: FaceData, config: TrainConfig, args: argparse.Namesp
     config = replace(config, seed=run.seed)
     if run.method == "ours":
         begin_with(warm, folder)
-        return train(config, learns, folder)
+        return train(config, learns, folder, allow_changes=True)  # it goes on from the warm-up
     c = BaselineConfig(size=data.size, n_aus=len(data.au_names), critic_steps=args.critic_steps, lr=args.lr)
     c = c if args.width == "published" else like_ours(run.method, c)
     seconds = seconds_of(args.runs / "ours-0", config) if run.timed else 0.0

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expr_lib import processes
+from expr_lib.errors import InputError, check_range
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,17 @@ class ModelConfig:
     conditional: bool = True  # the image discriminator also asks whether the image shows the AUs it should
 
     def __post_init__(self) -> None:
-        unit = 16 if self.generator == "drawn" else 32
-        if self.size % unit or self.size < unit:
-            raise ValueError(f"size {self.size}: expected a positive multiple of {unit}")
+        check_range(
+            self, size=(16, 512), n_aus=(1, 100), d=(1, 256), c_f=(1, 512), noise=(0, 100), width=(8, 1024),
+            width_r=(1, 2048), width_d=(1, 1024),
+        )  # fmt: skip
+        unit, halvings = (16, 2) if self.generator == "drawn" else (32, 3)
+        if self.size % unit:
+            raise InputError(f"size: found {self.size}, expected a multiple of {unit} ({self.generator})")
+        if any(c % max(1, c // 16) for c in (self.width >> k for k in range(halvings))):  # groups of `norm`
+            raise InputError(f"width: found {self.width}, expected a multiple of {8 << halvings}, or 8 to 31")
         if len(self.levels) not in (1, self.n_aus) or not all(2 <= level <= 6 for level in self.levels):
-            raise ValueError(f"levels {self.levels}: expected one number from 2 to 6, or {self.n_aus} of them")
+            raise InputError(f"levels {self.levels}: expected one number from 2 to 6, or {self.n_aus} of them")
 
     @property
     def patch(self) -> int:

@@ -1,101 +1,54 @@
-"""Weights in and out: safetensors with JSON metadata. Never pickle, never half a file.
+"""Weights of a swapper in and out, whole, checked, and by name.
 
 A training checkpoint and a released model are the same kind of file. A tensor's name starts with what it belongs to
-(`swapper.`, `ema.`, `D.`, `opt_G.` ...); a released model has only `ema.`, the averaged weights, used at run time.
+(`swapper.`, `ema.`, `D.`, `opt_G.` ...); a released model has only `ema.`, the averaged weights, used at run time, and
+`table.f_r`, which older ones lack.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from expr_lib import tensors as files
+from expr_lib.errors import InputError
+from expr_lib.facs import MAX_INTENSITY
 from expr_lib.model import ModelConfig, Swapper
+from expr_lib.schema import SwapperFile, checked
+from expr_lib.tensors import Shapes, fits, previous
+from expr_lib.tensors import write as save
 
-FORMAT = 1
-
-
-def save(
-    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, Any], *, keep_previous: bool = False
-) -> None:
-    """Write tensors and JSON metadata to `path`, whole or not at all: a temporary name, then a rename.
-
-    With `keep_previous` the file that was there becomes `previous(path)`.
-    """
-    path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**metadata, "format": FORMAT, "sha256": digest(tensors)}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(serialize(tensors, {"expr_lib": json.dumps(metadata)}))
-            os.fsync(file.fileno())  # on the disk before it gets its name
-        if keep_previous and path.exists():
-            os.replace(path, previous(path))
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+TABLE = "table.f_r"
+"""The mean f_r of each AU at each intensity, (n, 6, d): a finished run has it beside its weights."""
+Check = Callable[[Shapes, dict[str, Any]], None]
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save` wrote -> tensors on the device, metadata.
-
-    Raises FileNotFoundError, or ValueError for a file that is cut short, damaged or not ours, each in one line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; expected a checkpoint (.safetensors)")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("expr_lib", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, ValueError, OSError) as error:
-        size, why = path.stat().st_size, " ".join(str(error).split())
-        raise ValueError(f"{path}: truncated or not safetensors: {size} bytes ({why})") from None
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        found = metadata.get("format") if isinstance(metadata, dict) else "no expr_lib metadata"
-        raise ValueError(f"{path}: format: found {found!r}, expected {FORMAT}")
-    if (found := digest(tensors)) != metadata["sha256"]:
-        raise ValueError(f"{path}: damaged: sha256 of the tensors is {found}, expected {metadata['sha256']}")
+def load(
+    path: str | Path, device: str | torch.device = "cpu", check: Check | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote -> tensors on the device, metadata; errors and `check` as in :func:`tensors.read`."""
+    tensors, metadata = files.read(path, check)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
 
-def previous(path: str | Path) -> Path:
-    """checkpoint.safetensors -> checkpoint.prev.safetensors, the one before it."""
-    path = Path(path)
-    return path.with_suffix(".prev" + path.suffix)
-
-
-def load_last(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_last(path: str | Path, check: Check | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Like `load`; a damaged or missing file is replaced by the one before it, with a warning. None where both miss."""
     try:
-        return load(path)
-    except (FileNotFoundError, ValueError) as error:
+        return load(path, "cpu", check)
+    except (FileNotFoundError, InputError) as error:
         if not previous(path).exists():
             if isinstance(error, FileNotFoundError):
                 return None
             raise
+        before = load(previous(path), "cpu", check)  # refused for the same reason, it says so itself
         warnings.warn(f"{error}; {previous(path)} is used instead", stacklevel=2)
-        return load(previous(path))
-
-
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes, whatever order the tensors come in."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+        return before
 
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
@@ -103,25 +56,43 @@ def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
-def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Fill a module from `prefix.*`; ValueError names the first tensor that is missing, unknown or of another shape."""
-    own = module.state_dict()
+def part_of(prefix: str, tensors: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The tensors `prefix.*`, under their own names; InputError if there are none."""
     given = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
     if not given:
-        others = ", ".join(sorted({name.split(".")[0] for name in tensors}))
-        raise ValueError(f"{path}: holds no {prefix!r} weights, only {others}")
-    for name in sorted(own.keys() | given.keys()):
-        found = f"shape {tuple(given[name].shape)}" if name in given else "nothing"
-        expected = f"shape {tuple(own[name].shape)}" if name in own else "no such tensor"
-        if found != expected:
-            raise ValueError(f"{path}: {prefix}.{name}: found {found}, expected {expected}")
-    module.load_state_dict(given)
+        others = ", ".join(sorted({name.split(".")[0] for name in tensors})) or "nothing"
+        raise InputError(f"{path}: holds no {prefix!r} weights, only {others}")
+    return given
+
+
+def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Fill a module from `prefix.*`; InputError names the first tensor that is missing, unknown or of another form."""
+    check_module(prefix, module, tensors, path)
+    module.load_state_dict(part_of(prefix, tensors, path))
+
+
+def check_module(prefix: str, module: nn.Module, shapes: Shapes, path: str | Path) -> None:
+    """InputError if the shapes and types of `prefix.*` are not those of the module."""
+    given = {f"{prefix}.{name}": tensor for name, tensor in part_of(prefix, shapes, path).items()}
+    fits(module_tensors(prefix, module), given, path)
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of Adam, named `prefix.parameter.quantity`. Learning rates are the configuration's business."""
     state = optimizer.state_dict()["state"]
     return {f"{prefix}.{i}.{key}": value for i, values in state.items() for key, value in values.items()}
+
+
+def check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, shapes: Shapes, path: str | Path) -> None:
+    """InputError if `prefix.*` is no state of Adam for these weights; a weight that never learnt has none."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    given = {name: tensor for name, tensor in shapes.items() if name.startswith(prefix + ".")}
+    known: Shapes = {}
+    for i, weight in enumerate(weights):
+        state = {"step": torch.empty((), device="meta"), "exp_avg": weight, "exp_avg_sq": weight}
+        if any(f"{prefix}.{i}.{key}" in given for key in state):
+            known |= {f"{prefix}.{i}.{key}": tensor for key, tensor in state.items()}
+    fits(known, given, path)
 
 
 def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -142,19 +113,53 @@ def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[
 
 
 def model_config(metadata: dict[str, Any], path: str | Path) -> ModelConfig:
-    """The ModelConfig in a checkpoint's metadata; ValueError says which entry this version does not know."""
-    known, given = {field.name for field in fields(ModelConfig)}, metadata["model"]
-    if unknown := sorted(given.keys() - known):
-        raise ValueError(f"{path}: model configuration: found {unknown}, expected only {sorted(known)}")
-    return ModelConfig(**(given | {"levels": tuple(given["levels"])}))
+    """The ModelConfig in a checkpoint's metadata; InputError names an entry that is unknown, of another type or range.
+
+    Types and defaults are the dataclass's own, and so are the ranges: it checks them when it is built.
+    """
+    about = checked(SwapperFile, metadata, f"{path}: metadata")
+    known = {field.name for field in fields(ModelConfig)}
+    if unknown := sorted(about.model.keys() - known):
+        raise InputError(f"{path}: model configuration: found {unknown}, expected only {sorted(known)}")
+    config = checked(ModelConfig, about.model, f"{path}: metadata: model")
+    for name, found, expected in (
+        ("au_names", len(about.au_names), config.n_aus),
+        ("size", about.size, config.size),
+    ):
+        if found != expected:
+            raise InputError(f"{path}: metadata: {name}: found {found}, expected {expected}, the model's")
+    return config
+
+
+def check_swapper(shapes: Shapes, metadata: dict[str, Any], path: str | Path) -> None:
+    """InputError if a file does not hold the averaged weights of the swapper that it describes.
+
+    Compared with networks on the meta device: a file that lies about its size takes no memory.
+    """
+    config = model_config(metadata, path)
+    with torch.device("meta"):
+        own = Swapper(config)
+    check_module("ema", own, shapes, path)
+    check_table(config, shapes, path)
+
+
+def check_table(config: ModelConfig, shapes: Shapes, path: str | Path) -> None:
+    """InputError if a file holds another table than that of f_r by intensity (n, 6, d); it may have none."""
+    if given := {name: tensor for name, tensor in shapes.items() if name.startswith("table.")}:
+        fits({TABLE: torch.empty(config.n_aus, int(MAX_INTENSITY) + 1, config.d, device="meta")}, given, path)
+
+
+def read_swapper(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Like `load`, of a file that holds the averaged weights of a swapper; InputError for any other."""
+    return load(path, device, lambda shapes, metadata: check_swapper(shapes, metadata, path))
 
 
 def check_au_names(found: tuple[str, ...], expected: tuple[str, ...], path: str | Path) -> None:
-    """ValueError that says which action units differ."""
+    """InputError that says which action units differ."""
     if found != expected:
         more, less = [n for n in found if n not in expected], [n for n in expected if n not in found]
         what = f"has {more}, lacks {less}" if more or less else f"order {list(found)}, expected {list(expected)}"
-        raise ValueError(f"{path}: other action units: {what}")
+        raise InputError(f"{path}: other action units: {what}")
 
 
 def describe(swapper: Swapper, **more: Any) -> dict[str, Any]:
@@ -167,23 +172,28 @@ def load_swapper(
 ) -> Swapper:
     """The averaged (EMA) generator side of a checkpoint, in eval mode; it knows its `au_names`, `config`, `metadata`.
 
-    Give `au_names` to insist on them. Raises FileNotFoundError, or ValueError that says what differs.
+    Give `au_names` to insist on them. Raises FileNotFoundError, or InputError that says what differs.
     """
-    tensors, metadata = load(path, device)
+    tensors, metadata = read_swapper(path, device)
     found = tuple(metadata["au_names"])
     if au_names is not None:
         check_au_names(found, tuple(au_names), path)
     swapper = Swapper(model_config(metadata, path)).to(device)
     swapper.au_names, swapper.metadata = found, metadata
     load_module("ema", swapper, tensors, path)
-    swapper.table = tensors.get("table.f_r")
+    swapper.table = tensors[TABLE].float() if TABLE in tensors else None
     return swapper.eval()
 
 
 def ship(source: str | Path, target: str | Path) -> None:
-    """Copy only what is needed at run time: the averaged (EMA) weights, the table of f_r and the metadata."""
-    tensors, metadata = load(source)
-    save(target, {name: tensor for name, tensor in tensors.items() if name.startswith(("ema.", "table."))}, metadata)
+    """Copy only what is needed at run time: the averaged (EMA) weights, the table of f_r and the metadata.
+
+    InputError if the source holds no swapper.
+    """
+    tensors, metadata = read_swapper(source)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith("ema.") or name == TABLE}
+    save(target, kept, metadata)
 
 
 PER_AU = {  # tensors of the swapper that have a part for each AU: name -> axis
@@ -201,15 +211,15 @@ SAYS = tuple(name for name in PER_AU if name.endswith(("style.0.weight", "paint"
 def fine_tune_config(path: str | Path, config: ModelConfig) -> ModelConfig:
     """The model of a checkpoint, changed to the size, number of AUs, generator and noise of `config`.
 
-    The moving generator may look at more pixels than the checkpoint, twice as many, four times, ...; ValueError for
+    The moving generator may look at more pixels than the checkpoint, twice as many, four times, ...; InputError for
     other sizes.
     """
-    old = model_config(load(path)[1], path)
+    old = model_config(read_swapper(path)[1], path)
     times = config.size / old.size
     if times != 1 and not (config.generator == "moved" and times in (2, 4, 8)):
-        raise ValueError(f"{path}: made for images of {old.size} pixels, found data of {config.size}")
+        raise InputError(f"{path}: made for images of {old.size} pixels, found data of {config.size}")
     if len(old.levels) > 1:
-        raise ValueError(f"{path}: has AU classes of its own for each AU, expected one number of classes for all")
+        raise InputError(f"{path}: has AU classes of its own for each AU, expected one number of classes for all")
     kept = {"size": config.size, "n_aus": config.n_aus, "generator": config.generator, "noise": config.noise}
     return replace(old, **kept)  # type: ignore[arg-type]
 
@@ -222,7 +232,7 @@ def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
     generator, the encoder and the AU branch are taken over, and what only the new generator has stays fresh. If the
     swapper looks at more pixels, it begins as the very same function of the reduced image.
     """
-    tensors, about = load(path)
+    tensors, about = read_swapper(path)
     before, now = tuple(about["au_names"]), tuple(swapper.au_names)
     kept = [name for name in now if name in before]
     rows, from_rows = [now.index(name) for name in kept], [before.index(name) for name in kept]

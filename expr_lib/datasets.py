@@ -17,24 +17,29 @@ import json
 import mmap
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from expr_lib.errors import InputError
 from expr_lib.facs import MAX_INTENSITY
-from expr_lib.files import sha256
+from expr_lib.files import replace_file, sha256
+from expr_lib.schema import MetaFile, check_format, checked, read_json
 
-FORMAT = 1
 SPLITS = ("train", "val", "test")
 RESIDENT_BYTES = 2 * 1024**3
 """Sets of up to this many bytes of images are kept on the device as a whole."""
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"  # of the digits 0 to 9, not those of other scripts
+_FIRST = Lock()  # of simultaneous first readers one makes the copy
 
 
 # -- pixels --------------------------------------------------------------------------------------------------------
@@ -100,10 +105,11 @@ class FaceData:
             object.__setattr__(self, "take", np.full(len(self.subject), -1))
 
     @classmethod
-    def open(cls, folder: str | Path, *, verify: bool = False) -> FaceData:
-        """Open a data set folder and check it; ``verify`` also compares every byte with the hashes in ``meta.json``.
+    def open(cls, folder: str | Path, *, verify: bool | Literal["once"] = False) -> FaceData:
+        """Open a data set folder and check it; ``verify`` also compares every byte with the hashes in ``meta.json``,
+        "once" only if sizes or times of the files are others than when that was last done.
 
-        Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for anything that is not as this module's
+        Raises ``FileNotFoundError`` for a missing file and ``InputError`` for anything that is not as this module's
         docstring says; both in one line that names the file and, for labels, line and column, found and expected.
         """
         folder = Path(folder)
@@ -112,9 +118,7 @@ class FaceData:
         images = read_images(folder / "images.npy", (rows, size, size, 3))
         subject, split, au, take = _read_labels(folder / "labels.csv", rows, au_names)
         if verify:
-            for name, expected in meta["sha256"].items():
-                if (found := sha256(folder / name)) != expected:
-                    raise ValueError(f"{folder / name}: damaged: sha256 {found}, expected {expected} (meta.json)")
+            _verify(folder, meta["sha256"], once=verify == "once")
         return cls(images, subject, split, au, au_names, meta, take)
 
     def __len__(self) -> int:
@@ -137,7 +141,7 @@ class FaceData:
     def subset(self, split: str) -> FaceData:
         """The rows of one split: "train", "val" or "test"."""
         if split not in SPLITS:
-            raise ValueError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
+            raise InputError(f"split: found {split!r}, expected one of {', '.join(SPLITS)}")
         return self[self.split == split]
 
     @cached_property
@@ -145,13 +149,13 @@ class FaceData:
         """Rows (M,) of takes with two images or more, take by take; for each, three more lists (M,) int64.
 
         Where its take begins in the first list, how many images that has, and which row of it is at rest (-1 = none).
-        ``ValueError`` if there is no such take.
+        ``InputError`` if there is no such take.
         """
         order = np.argsort(self.take, kind="stable")
         _, start, size = np.unique(self.take[order], return_index=True, return_counts=True)
         usable = [np.arange(s, s + n) for s, n in zip(start, size, strict=True) if n > 1 and self.take[order[s]] >= 0]
         if not usable:
-            raise ValueError("takes: found none with two images, expected the column take in labels.csv")
+            raise InputError("takes: found none with two images, expected the column take in labels.csv")
         neutral = (self.au == 0).all(1)  # NaN is not 0
         rests = [next((row for row in order[at] if neutral[row]), -1) for at in usable]
         sizes = np.array([len(at) for at in usable])
@@ -164,12 +168,13 @@ class FaceData:
         A set of up to ``RESIDENT_BYTES`` moves to the device once and is indexed there, so that a GPU never waits;
         of a larger one the rows are read from disk.
         """
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # `cuda` and `cuda:0` are one
         if self.images.nbytes > RESIDENT_BYTES:
             images = torch.from_numpy(np.array(self.images[rows])).to(device)
         else:
-            if device not in self._resident:
-                self._resident[device] = torch.from_numpy(np.array(self.images)).to(device)
+            with _FIRST:
+                if device not in self._resident:
+                    self._resident[device] = torch.from_numpy(np.array(self.images)).to(device)
             images = self._resident[device][torch.as_tensor(rows, device=device)]
         return images.permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
 
@@ -177,21 +182,30 @@ class FaceData:
 def _read_meta(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected a finished data set folder (made by `expr-lib faces`)")
-    try:
-        meta = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise ValueError(f"{path}: format: found {found!r}, expected {FORMAT}")
-    for key, kind in {"au_names": list, "size": int, "rows": int, "sha256": dict}.items():
-        if not isinstance(meta.get(key), kind):
-            raise ValueError(f"{path}: {key}: found {meta.get(key)!r}, expected a {kind.__name__}")
+    meta = read_json(path)
+    check_format(meta, str(path))
+    checked(MetaFile, meta, str(path))
     return meta
 
 
+def _verify(folder: Path, hashes: dict[str, str], *, once: bool) -> None:
+    """InputError if a file has another hash; with `once` those of the same sizes and times are not read again."""
+    state = {name: (folder / name).stat() for name in hashes}
+    seen = {name: [state[name].st_size, state[name].st_mtime_ns, expected] for name, expected in hashes.items()}
+    note = folder / ".verified.json"
+    with suppress(InputError, OSError):
+        if once and read_json(note) == seen:
+            return
+    for name, expected in hashes.items():
+        if (found := sha256(folder / name)) != expected:
+            raise InputError(f"{folder / name}: damaged: sha256 {found}, expected {expected} (meta.json)")
+    if once:
+        with suppress(OSError):  # a folder that may not be written is read again each time
+            replace_file(note, json.dumps(seen).encode())
+
+
 def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Images (N, S, S, 3), uint8, as a memory map; `ValueError` where the file holds something else.
+    """Images (N, S, S, 3), uint8, as a memory map; `InputError` where the file holds something else.
 
     Of a set above ``RESIDENT_BYTES`` single rows will be read in random order, so the system is told not to read ahead.
     """
@@ -199,13 +213,13 @@ def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise FileNotFoundError(f"{path}: not found; expected uint8 images of shape {shape}")
     try:
         images = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError) as error:
+    except Exception as error:  # numpy's reader of damaged headers raises whatever it trips over
         found, expected = path.stat().st_size, int(np.prod(shape))
-        raise ValueError(
+        raise InputError(
             f"{path}: truncated or not .npy: found {found} bytes, expected {expected} of pixels and a header ({error})"
         ) from None
     if images.shape != shape or images.dtype != np.uint8:
-        raise ValueError(f"{path}: found {images.dtype} of shape {images.shape}, expected uint8 of shape {shape}")
+        raise InputError(f"{path}: found {images.dtype} of shape {images.shape}, expected uint8 of shape {shape}")
     if images.nbytes > RESIDENT_BYTES and isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
         images.base.madvise(mmap.MADV_RANDOM)
     return images
@@ -218,32 +232,38 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except ValueError as error:  # ParserError, EmptyDataError, UnicodeDecodeError
-        raise ValueError(f"{path}: not a readable table: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not a readable table: {' '.join(str(error).split())}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{path}: not a readable table: found more cells in each line than column names")
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
+    if header.duplicated().any():
+        raise InputError(f"{path}: column {header[header.duplicated()].iloc[0]}: found twice, expected once")
     for column in ("subject", "split", *au_names):
         if column not in table:
-            raise ValueError(f"{path}: column {column}: not found, expected the columns subject, split and every AU")
+            raise InputError(f"{path}: column {column}: not found, expected the columns subject, split and every AU")
     if len(table) != rows:
-        raise ValueError(f"{path}: found {len(table)} rows, expected {rows} (meta.json)")
+        raise InputError(f"{path}: found {len(table)} rows, expected {rows} (meta.json)")
 
     def check(column: str, good: Any, expected: str) -> None:
         bad = np.flatnonzero(~np.asarray(good, bool))
         if len(bad):
             cell = table[column].iloc[bad[0]]  # line 1 is the header
-            raise ValueError(f"{path}: line {bad[0] + 2}, column {column}: found {cell!r}, expected {expected}")
+            raise InputError(f"{path}: line {bad[0] + 2}, column {column}: found {cell!r}, expected {expected}")
 
-    check("subject", table["subject"].str.fullmatch(r"\d{1,18}"), "a whole number >= 0")
+    check("subject", table["subject"].str.fullmatch(r"[0-9]{1,18}"), "a whole number >= 0")
     check("split", table["split"].isin(SPLITS), f"one of {', '.join(SPLITS)}")
     home = table.groupby("subject")["split"].transform("first")
     check("split", table["split"] == home, "the split that this subject has in the lines above")
     au = np.full((rows, len(au_names)), np.nan, np.float32)
     for j, name in enumerate(au_names):
         value = pd.to_numeric(table[name], errors="coerce")
-        check(name, (table[name] == "") | value.between(0, MAX_INTENSITY), f"0 to {MAX_INTENSITY:g} or an empty cell")
+        plain = table[name].str.fullmatch(NUMBER, na=False) & value.between(0, MAX_INTENSITY)
+        check(name, (table[name] == "") | plain, f"0 to {MAX_INTENSITY:g} or an empty cell")
         au[:, j] = value
     take = np.full(rows, -1)
     if "take" in table:
         known = table["take"] != ""
-        check("take", ~known | table["take"].str.fullmatch(r"\d{1,18}"), "a whole number >= 0 or an empty cell")
+        check("take", ~known | table["take"].str.fullmatch(r"[0-9]{1,18}"), "a whole number >= 0 or an empty cell")
         take[known] = table.loc[known, "take"].to_numpy(np.int64)
         whose = table.loc[known].groupby("take")["subject"].transform("first").reindex(table.index)
         check("take", ~known | (whose == table["subject"]), "a take of this subject alone")
@@ -267,7 +287,7 @@ class PairBatch:
 def draw_pairs(subject: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """-> rows (n, 2) int64: a uniform over all rows, b uniform over the rows of all other subjects."""
     if len(subject) == 0 or (subject == subject[0]).all():
-        raise ValueError(f"pairs need two subjects at least, found {min(len(subject), 1)} in {len(subject)} rows")
+        raise InputError(f"pairs need two subjects at least, found {min(len(subject), 1)} in {len(subject)} rows")
     a, b = rng.integers(len(subject), size=(2, n))  # (n,), (n,)
     while (same := subject[a] == subject[b]).any():
         b[same] = rng.integers(len(subject), size=same.sum())  # draw again until nobody is paired with themselves
@@ -278,7 +298,7 @@ def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
     """-> rows (n, 3) int64: two images of one take, and the image of it that is at rest, or -1 if it has none.
 
     The first is uniform over all rows that have company in their take, the second over the others of it. At rest is the
-    first row of a take whose labels are all known and all 0. Raises ``ValueError`` if no take has two images.
+    first row of a take whose labels are all known and all 0. Raises ``InputError`` if no take has two images.
     """
     order, start, size, rest = data.takes
     at = rng.integers(len(order), size=n)  # (n,)
@@ -293,7 +313,7 @@ def pair_batch(
     """Batch number ``step``, a pure function of data, ``seed`` and ``step``: a resumed run sees the same batches.
 
     Pairs are of two subjects; with ``takes``, of two images of one take, with the face at rest where it is known.
-    Raises ``ValueError`` if the data hold fewer than two subjects, or no take of two images.
+    Raises ``InputError`` if the data hold fewer than two subjects, or no take of two images.
     """
     rng = np.random.default_rng([seed, step])
     drawn = (
@@ -329,13 +349,13 @@ def held_out_pairs(data: FaceData, n: int, seed: int, *, split: str = "test") ->
     """A fixed list of n pairs for measuring: rows (n, 2) of ``data``, all in ``split``, two subjects each.
 
     No pair comes twice, in either order. The first pairs of a longer list are the shorter list.
-    Raises ``ValueError`` where the split does not hold n such pairs.
+    Raises ``InputError`` where the split does not hold n such pairs.
     """
     rows = np.flatnonzero(data.split == split)
     _, sizes = np.unique(data.subject[rows], return_counts=True)
     possible = (len(rows) ** 2 - int((sizes**2).sum())) // 2
     if n > possible:
-        raise ValueError(f"split {split}: {possible} pairs of two subjects in {len(rows)} rows, expected at least {n}")
+        raise InputError(f"split {split}: {possible} pairs of two subjects in {len(rows)} rows, expected at least {n}")
     rng, seen = np.random.default_rng(seed), dict[tuple[int, int], tuple[int, int]]()
     while len(seen) < n:
         for a, b in rows[draw_pairs(data.subject[rows], 256, rng)].tolist():

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from expr_lib import processes
 from expr_lib.blocks import BatchNorm, Block, ModelConfig, Residual, conv_bn, norm
+from expr_lib.errors import InputError
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
 from expr_lib.moving import AtRest, Free, Mover, as_map, resize
 
@@ -265,10 +266,10 @@ class Swapper(nn.Module):
     def f_r_of(self, au: Tensor) -> Tensor:
         """Intensities (B, n) in [0, 5] -> f_r (B, n, d), between the two rows of `table` that are next to each.
 
-        ValueError if the checkpoint has no table.
+        InputError if the checkpoint has no table.
         """
         if self.table is None:
-            raise ValueError("this checkpoint has no table of f_r by intensity; one is made when training ends")
+            raise InputError("this checkpoint has no table of f_r by intensity; one is made when training ends")
         table = self.table.to(au.device)
         low = au.floor().clamp(0, MAX_INTENSITY - 1).long()  # (B, n)
         unit = torch.arange(au.shape[1], device=au.device)

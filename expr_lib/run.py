@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,11 @@ from tqdm import tqdm
 
 from expr_lib import checkpoint, processes
 from expr_lib.datasets import FaceData, held_out_pairs, to_float, to_uint8
+from expr_lib.errors import InputError
+from expr_lib.files import replace_file
 from expr_lib.images import write_png
-from expr_lib.model import Swapper, mean_f_r
+from expr_lib.model import ModelConfig, Swapper, mean_f_r
+from expr_lib.schema import SwapperFile, checked
 from expr_lib.step import Nets, TakeWeights, TrainConfig, Weights
 
 SHOWN = ("au", "self_", "cycle", "realism", "guide", "take", "rest")  # losses beside the progress bar
@@ -32,19 +39,28 @@ class Run:
     `run.start` is the number of steps that its checkpoint has already done; `nets` are then as they were.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, nets: Nets, data: FaceData, about: dict[str, Any]) -> None:
-        self.folder, self.config, self.nets, self.data, self.about = folder, config, nets, data, about
+    def __init__(
+        self, folder: Path, config: TrainConfig, nets: Nets, data: FaceData, about: dict[str, Any],
+        allow_changes: bool = False,
+    ) -> None:  # fmt: skip
+        self.folder, self.config, self.nets, self.about, self.allow_changes = folder, config, nets, about, allow_changes
         self.path = folder / "checkpoint.safetensors"
         self.main = nets.accelerator.is_main_process  # of several processes one writes
         split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
-        self.held_out = held_out_pairs(data, config.n_samples, config.seed, split=split)
+        pairs = held_out_pairs(data, config.n_samples, config.seed, split=split)  # (n, 2)
+        rows, places = np.unique(pairs, return_inverse=True)
+        self.data, self.held_out = data[rows], places.reshape(pairs.shape)  # those rows alone go to the device
+        rows = np.flatnonzero(data.split == "train")
+        self.table_rows = data[rows[np.unique(np.linspace(0, len(rows) - 1, min(TABLE_IMAGES, len(rows))).astype(int))]]
         self.watch = Watch(nets, self.path)
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
             if self.main:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock(self.folder))
-            self.start = resume(self.nets, self.path)
+            self.start, changes = resume(self.nets, self.path, self.about, self.allow_changes)
+            self.about |= {"changes": changes} if changes else {}
             self.log = stack.enter_context(Log(self.folder, self.start)) if self.main else None
             self.stop = stack.enter_context(stop_signals())
             self.bar = stack.enter_context(
@@ -81,7 +97,7 @@ class Run:
         if self.log and (save or told):
             tensors = all_tensors(self.nets)
             if done == c.steps:
-                tensors["table.f_r"] = table(self.nets.ema, self.data.subset("train"), self.nets.accelerator.device)
+                tensors[checkpoint.TABLE] = table(self.nets.ema, self.table_rows, self.nets.accelerator.device)
             metadata = checkpoint.describe(self.nets.ema, step=done, **self.about)
             checkpoint.save(self.path, tensors, metadata, keep_previous=True)
         if told:
@@ -154,18 +170,72 @@ def all_tensors(nets: Nets) -> dict[str, Tensor]:
     return tensors
 
 
-def resume(nets: Nets, path: Path) -> int:
-    """Fill networks and optimizers from a checkpoint -> number of steps done, 0 where there is none."""
-    if (last := checkpoint.load_last(path)) is None:
-        return 0
-    tensors, about = last
-    checkpoint.check_au_names(tuple(about["au_names"]), nets.swapper.au_names, path)
+def resume(
+    nets: Nets, path: Path, about: dict[str, Any], allow_changes: bool = False
+) -> tuple[int, list[dict[str, Any]]]:
+    """Fill networks and optimizers from a checkpoint -> number of steps done, 0 where there is none; what changed.
+
+    InputError if it was made with other settings or data than `about` has; with `allow_changes` they are added, with
+    their step, to what changed before.
+    """
+
+    def check(shapes: dict[str, Tensor], found: dict[str, Any]) -> None:
+        kept = checked(SwapperFile, found, f"{path}: metadata")
+        checkpoint.check_au_names(kept.au_names, nets.swapper.au_names, path)
+        checked(TrainConfig, kept.train, f"{path}: metadata: train")
+        config = checkpoint.model_config(found, path)
+        if config.generator != (now := nets.swapper.config.generator):
+            raise InputError(f"{path}: made with generator {config.generator} (now {now}); begin with another --run")
+        checkpoint.check_table(config, shapes, path)
+        for name, value in vars(nets).items():
+            if isinstance(value, nn.Module):
+                checkpoint.check_module(name, value, shapes, path)
+            elif isinstance(value, torch.optim.Optimizer):
+                checkpoint.check_optimizer(name, value, shapes, path)
+
+    if (last := checkpoint.load_last(path, check)) is None:
+        return 0, []
+    tensors, found = last
+    changed = differences(found, checkpoint.describe(nets.swapper, **about))
+    other = {k: v for k, v in changed.items() if k not in FREE and not (k == "steps" and v[0] < v[1])}
+    if other and not allow_changes:
+        told = ", ".join(f"{name} {before} (now {now})" for name, (before, now) in other.items())
+        raise InputError(f"{path}: made with {told}; go on with --allow-changes, or begin with another --run")
     for name, value in vars(nets).items():
         if isinstance(value, nn.Module):
             checkpoint.load_module(name, value, tensors, path)
         elif isinstance(value, torch.optim.Optimizer):
             checkpoint.load_optimizer(name, value, tensors)
-    return about["step"]
+    step = found.get("step", 0)
+    return step, found.get("changes", []) + ([{"step": step} | changed] if changed else [])
+
+
+FREE = ("log_every", "sample_every", "save_every", "n_samples", "device", "precision", "compile")
+"""Settings that change nothing of what is learnt, or its last digits only."""
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    """Which settings and data differ between the metadata of two checkpoints: {name: [before, now]}."""
+    one, other = _settings(before), _settings(now)
+    return {name: [one[name], other[name]] for name in one if name in other and one[name] != other[name]}
+
+
+def _settings(about: dict[str, Any]) -> dict[str, Any]:
+    """Everything that defines a run, flat; what a file of an older version lacks had the value that is the default.
+
+    Files tell what "auto" was settled to; those that do not know the choice are of the paper's way.
+    """
+    train = asdict(TrainConfig()) | {"supervision": "unpaired", "generator": "drawn"} | about.get("train", {})
+    parts = {
+        "": {name: value for name, value in train.items() if name not in ("weights", "take_weights", "model")},
+        "weights.": asdict(Weights()) | train["weights"],
+        "take_weights.": asdict(TakeWeights()) | train["take_weights"],
+        "model.": asdict(ModelConfig()) | about["model"],
+        "data.": {name: text[:12] for name, text in about.get("data", {}).get("sha256", {}).items()},
+        "start.": {"from": about.get("start", {}).get("from")},
+    }
+    flat = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
+    return json.loads(json.dumps(flat))  # tuples are lists in a file
 
 
 @contextmanager
@@ -193,11 +263,21 @@ class Log:
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         losses = Weights.__annotations__ | TakeWeights.__annotations__
         self.columns = ["step", *losses, "G", "D_realism", "D_swap", "D_f", "D_r"]
-        rows = list(csv.DictReader(self.path.open())) if self.path.exists() else []
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["step"]) <= step)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row for row in self.rows() if int(row["step"]) <= step)
+        replace_file(self.path, table.getvalue().encode())
+
+    def rows(self) -> list[dict[str, str]]:
+        """What stands in log.csv; a line that was torn when a run was killed is dropped."""
+        if not self.path.exists():
+            return []
+        header, *lines = self.path.read_text(errors="replace").split("\n")[:-1] or [""]  # behind the last end: torn
+        names = header.strip().split(",")
+        cells = [line.strip().split(",") for line in lines]
+        sound = [c for c in cells if len(c) == len(names) and re.fullmatch("[0-9]{1,18}", c[0])]
+        return [dict(zip(names, c, strict=True)) for c in sound] if names[0] == "step" else []
 
     def write(self, step: int, values: dict[str, float]) -> None:
         with self.path.open("a", newline="") as file:
@@ -224,11 +304,10 @@ TABLE_IMAGES = 4096
 
 @torch.no_grad()
 def table(swapper: Swapper, data: FaceData, device: torch.device) -> Tensor:
-    """The mean f_r of each AU at each intensity over training images, (n, 6, d)."""
-    rows = np.unique(np.linspace(0, len(data) - 1, min(TABLE_IMAGES, len(data))).astype(int))
-    chunks = np.array_split(rows, -(-len(rows) // 64))
+    """The mean f_r of each AU at each intensity over these images, (n, 6, d)."""
+    chunks = np.array_split(np.arange(len(data)), -(-len(data) // 64))
     f_r = torch.cat([swapper.read_au(to_float(data.pixels(chunk, device)))[0].cpu() for chunk in chunks])
-    return mean_f_r(f_r, torch.from_numpy(data.au[rows]))
+    return mean_f_r(f_r, torch.from_numpy(data.au))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from expr_lib import model, processes
 from expr_lib.datasets import PairBatch, to_float
+from expr_lib.errors import MAX_SEED, check_range
 from expr_lib.losses import (
     ADVERSARIES,
     agreement_loss,
@@ -43,6 +44,9 @@ class Weights:
     agree_f: float = 0.5  # the swap keeps a's f_f
     agree_r: float = 3.0  # the swap has b's f_r
 
+    def __post_init__(self) -> None:
+        check_range(self, **dict.fromkeys(vars(self), (0, 1e6)))
+
 
 @dataclass(frozen=True)
 class TakeWeights:
@@ -57,6 +61,9 @@ class TakeWeights:
     hide_subject: float = 0.0  # f_r must not tell the subject
     realism: float = 0.0  # across people: swaps look like real images
     swap: float = 0.0  # across people: swap consistency
+
+    def __post_init__(self) -> None:
+        check_range(self, **dict.fromkeys(vars(self), (0, 1e6)))
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,14 @@ class TrainConfig:
     weights: Weights = field(default_factory=Weights)
     take_weights: TakeWeights = field(default_factory=TakeWeights)
     model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        often, pairs, rate = (1, 10**9), (1, 65_536), (1e-9, 1)
+        check_range(
+            self, steps=often, warmup_steps=(0, 10**9), warmup_batch_size=pairs, batch_size=pairs, warmup_lr=rate,
+            lr=rate, take_lr=rate, lr_d=rate, cooldown=(0, 1), feature_d_steps=(1, 100), ema=(0, 0.999_999),
+            seed=(0, MAX_SEED), log_every=often, sample_every=often, save_every=often, n_samples=(1, 1000),
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ the step, as in the paper

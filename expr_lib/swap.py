@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,48 +11,48 @@ from torch import Tensor
 
 from expr_lib import SHIPPED
 from expr_lib.checkpoint import load_swapper
-from expr_lib.datasets import to_float, to_uint8
+from expr_lib.datasets import NUMBER, to_float, to_uint8
+from expr_lib.errors import InputError
 from expr_lib.facs import MAX_INTENSITY
 from expr_lib.model import Swapper, mix
 
 
 def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Swapper:
-    """The averaged networks of a checkpoint, in eval mode; ``FileNotFoundError`` or ``ValueError`` where it is none."""
+    """The averaged networks of a checkpoint, in eval mode; ``FileNotFoundError`` or ``InputError`` where it is none."""
     return load_swapper(path, device)
 
 
 def amounts(au_names: tuple[str, ...], only: tuple[str, ...] = (), amount: float = 1.0) -> Tensor:
     """How far each AU goes from the own (0) to the other's (1): ``amount`` for those in ``only`` (all if empty), (n,).
 
-    Raises ``ValueError`` for a name that is not in ``au_names`` and for an amount outside [0, 1].
+    Raises ``InputError`` for a name that is not in ``au_names`` and for an amount outside [0, 1].
     """
     if unknown := [name for name in only if name not in au_names]:
-        raise ValueError(f"unknown action unit {', '.join(unknown)}; known: {', '.join(au_names)}")
+        raise InputError(f"unknown action unit {', '.join(unknown)}; known: {', '.join(au_names)}")
     if not 0.0 <= amount <= 1.0:
-        raise ValueError(f"amount: found {amount:g}, expected a number from 0 (own expression) to 1 (the other's)")
+        raise InputError(f"amount: found {amount:g}, expected a number from 0 (own expression) to 1 (the other's)")
     return torch.tensor([amount if not only or name in only else 0.0 for name in au_names])
 
 
 def parse_expression(words: tuple[str, ...], au_names: tuple[str, ...]) -> dict[str, float]:
     """("AU12=4", "AU6=3") -> {"AU12": 4.0, "AU6": 3.0}.
 
-    ``ValueError`` for a word of another form, an unknown or a repeated AU, and an intensity outside [0, 5].
+    ``InputError`` for a word of another form, an unknown or a repeated AU, and an intensity outside [0, 5].
     """
     asked: dict[str, float] = {}
     for word in words:
         name, _, number = word.partition("=")
         if name not in au_names:
-            raise ValueError(f"{word}: found action unit {name!r}, expected one of {', '.join(au_names)}")
+            raise InputError(f"{word}: found action unit {name!r}, expected one of {', '.join(au_names)}")
         if name in asked:
-            raise ValueError(f"{word}: {name} comes twice")
-        try:
-            asked[name] = float(number)
-        except ValueError:
-            raise ValueError(f"{word}: found {number!r} after the sign =, expected a number from 0 to 5") from None
+            raise InputError(f"{word}: {name} comes twice")
+        if not re.fullmatch(f"{NUMBER}|nan|[+-]?inf", number):
+            raise InputError(f"{word}: found {number!r} after the sign =, expected a number from 0 to 5")
+        asked[name] = float(number)
         if not 0 <= asked[name] <= MAX_INTENSITY:
-            raise ValueError(f"{word}: found intensity {number}, expected 0 (absent) to 5 (FACS letter E)")
+            raise InputError(f"{word}: found intensity {number}, expected 0 (absent) to 5 (FACS letter E)")
     if not asked:
-        raise ValueError("no action unit: expected at least one such as AU12=4")
+        raise InputError("no action unit: expected at least one such as AU12=4")
     return asked
 
 
@@ -61,7 +62,7 @@ def express_images(
 ) -> np.ndarray:
     """Give faces (B, R, R, 3) or (R, R, 3) uint8 the intensities ``asked`` of some AUs -> an array of that shape.
 
-    The other AUs stay as they are read from the face or, with ``from_rest``, go to 0. Raises ``ValueError`` for images
+    The other AUs stay as they are read from the face or, with ``from_rest``, go to 0. Raises ``InputError`` for images
     as in :func:`swap_images`, and for a checkpoint without a table of f_r by intensity.
     """
     f_f, own = swapper.encode(_faces(swapper, "face", images))
@@ -80,7 +81,7 @@ def swap_images(
 
     ``weights`` (n,) or (B, n) in [0, 1] says how far each AU goes from the own face (0) to the other's (1); None = 1.
     R is any size for a moving generator, and the checkpoint's own for a drawing one; a and b may differ in it.
-    Raises ``ValueError`` if the images have another shape or type.
+    Raises ``InputError`` if the images have another shape or type.
     """
     (f_f_a, f_r_a), (f_f_b, f_r_b) = (swapper.encode(_faces(swapper, name, x)) for name, x in (("a", a), ("b", b)))
     w = torch.ones(f_r_a.shape[1], device=f_r_a.device) if weights is None else weights.to(f_r_a.device)
@@ -97,17 +98,19 @@ def rest_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray | N
 
 
 def _faces(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:
-    """uint8, channels last -> (B, 3, R, R) in [-1, 1] on the swapper's device; ``ValueError`` for another shape."""
+    """uint8, channels last -> (B, 3, R, R) in [-1, 1] on the swapper's device; ``InputError`` for another shape."""
     image = torch.as_tensor(image)
     size = swapper.config.size if swapper.config.generator == "drawn" else image.shape[-2] if image.ndim > 2 else 0
     if image.dtype != torch.uint8 or image.shape[-3:] != (size, size, 3) or image.ndim not in (3, 4):
         found = f"{str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
         expected = f"(B, {size}, {size}, 3)" if swapper.config.generator == "drawn" else "(B, R, R, 3)"
-        raise ValueError(f"{name}: found {found}, expected uint8 of shape {expected}")
+        raise InputError(f"{name}: found {found}, expected uint8 of shape {expected}")
     device = next(swapper.parameters()).device
     return to_float(image.reshape(-1, size, size, 3).permute(0, 3, 1, 2).to(device))  # (B, R, R, 3) -> (B, 3, R, R)
 
 
 def _pixels(images: Tensor, like: np.ndarray | Tensor) -> np.ndarray:
     """(B, 3, S, S) in [-1, 1] -> uint8, channels last, with the leading dimensions of the input."""
+    if not images.isfinite().all():
+        raise InputError("the checkpoint draws numbers that are not finite; expected weights that training has made")
     return to_uint8(images).permute(0, 2, 3, 1).reshape(tuple(like.shape)).cpu().numpy()

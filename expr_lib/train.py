@@ -16,23 +16,31 @@ from tqdm import tqdm
 
 from expr_lib import checkpoint, model
 from expr_lib.datasets import FaceData, batches
+from expr_lib.errors import InputError
 from expr_lib.losses import au_weights, class_weights
 from expr_lib.model import Swapper, au_classes
 from expr_lib.run import Run
 from expr_lib.step import Nets, TrainConfig, batch_of, train_step, warmup_step
 from expr_lib.take_step import take_step
 
+MAX_NUMBERS = 2 * 10**9
+"""Weights of all networks together; with their gradients and averages some 32 GB."""
+
 
 def accelerator(config: TrainConfig) -> Accelerator:
     """Device, precision and the other processes, if `accelerate launch` or `torchrun` started several."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train in fp32 first, then in bf16
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    fast = (
-        torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
-    precision = {"auto": "bf16" if fast else "no", "bf16": "bf16", "fp32": "no"}[config.precision]
+    precision = {"auto": "bf16" if multiplies_bf16(cpu) else "no", "bf16": "bf16", "fp32": "no"}[config.precision]
     # no cache: it would hand `frozen` modules the copies of their weights that were made while they still learned
     return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(cache_enabled=False)])
+
+
+def multiplies_bf16(cpu: bool) -> bool:
+    """Does the hardware multiply bf16 itself? T4 and V100 only emulate it, which is slower than fp32."""
+    if cpu:
+        return torch.cpu._is_avx512_bf16_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def build_nets(config: TrainConfig, data: FaceData) -> Nets:
@@ -40,6 +48,10 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
     where = accelerator(config)
     m, device = config.model, where.device
     torch.manual_seed(config.seed)
+    with torch.device("meta"):
+        numbers = sum(p.numel() for net in (Swapper(m), model.D(m), model.D_f(m)) for p in net.parameters())
+    if numbers > MAX_NUMBERS:
+        raise InputError(f"model: found networks of {numbers:,} numbers, expected {MAX_NUMBERS:,} at most")
     au = torch.from_numpy(data.au)
     n_subjects = len(np.unique(data.subject[data.subject >= 0]))
     swapper, d, d_f = Swapper(m), model.D(m), model.D_f(m)
@@ -69,12 +81,12 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
 def settled(config: TrainConfig, data: FaceData) -> TrainConfig:
     """The config with every "auto" decided, and the sizes that these training data ask for.
 
-    ValueError if takes are asked for and the data have none.
+    InputError if takes are asked for and the data have none.
     """
     has_takes = bool((np.unique(data.take[data.take >= 0], return_counts=True)[1] > 1).any())
     supervision = config.supervision if config.supervision != "auto" else "takes" if has_takes else "unpaired"
     if supervision == "takes" and not has_takes:
-        raise ValueError("supervision takes: found no take with two images, expected the column take in labels.csv")
+        raise InputError("supervision takes: found no take with two images, expected the column take in labels.csv")
     generator = config.generator if config.generator != "auto" else "moved" if supervision == "takes" else "drawn"
     sizes = replace(config.model, generator=generator, size=data.size, n_aus=len(data.au_names))
     return replace(config, supervision=supervision, generator=generator, model=sizes)
@@ -107,22 +119,31 @@ def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
             kept.copy_(now)  # batch norm's statistics are averages already
 
 
-def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str | Path | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    data: FaceData,
+    run: str | Path,
+    start_from: str | Path | None = None,
+    *,
+    allow_changes: bool = False,
+) -> Path:  # fmt: skip
     """Train, or go on with what stands in `run`, and return the path of the checkpoint.
 
     `run` gets log.csv, tensorboard/, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs),
     checkpoint.safetensors and the one before it, checkpoint.prev.safetensors, which is used where the last is damaged.
     A run that was killed and started again ends, on the CPU, with the same bits as one that was not. SIGINT and SIGTERM
     save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite or
-    exceeds `EXPLODED`; ValueError for data, model or batch sizes that do not fit.
+    exceeds `EXPLODED`; InputError for data, model or batch sizes that do not fit, and for a run that was made with
+    other settings or data: with `allow_changes` it goes on, and what changed is in the metadata, with the step.
 
     With `start_from` a new run begins with the swapper of that checkpoint, AU heads found by name: fine-tuning. It has
     no warm-up, whatever the config says: that would train E for the AU branch alone, behind the back of G.
     """
     run = Path(run)
     learn = data.subset("train")
+    if (people := len(np.unique(learn.subject))) < 2:
+        raise InputError(f"split train: found {people} subjects, expected at least two for a pair")
     config = settled(config, learn)
-    run.mkdir(parents=True, exist_ok=True)
     if start_from:
         config = replace(config, model=checkpoint.fine_tune_config(start_from, config.model), warmup_steps=0)
     nets = build_nets(config, learn)
@@ -137,11 +158,11 @@ def train(config: TrainConfig, data: FaceData, run: str | Path, start_from: str 
             tqdm.write(f"AU heads of {start_from}: {which}")
     for size in (config.warmup_batch_size, config.batch_size):
         if size % here.num_processes:
-            raise ValueError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
+            raise InputError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
     takes = config.supervision == "takes"
     subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(here.device)
 
-    with Run(run, config, nets, data, about) as this:
+    with Run(run, config, nets, data, about, allow_changes) as this:
         for step in range(this.start, config.steps):
             warm = step < config.warmup_steps
             if step in (this.start, config.warmup_steps):

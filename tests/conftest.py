@@ -47,8 +47,11 @@ def tiny_faces(tiny_folder: Path) -> FaceData:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tables that tests record (`record_property("table", text)`) are shown below the results, whoever ran them."""
-    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    reports = [report for kind in ("passed", "failed", "") for report in terminalreporter.stats.get(kind, [])]
     tables = [value for r in reports for key, value in r.user_properties if key == "table"]
-    for table in sorted(set(tables)):
-        terminalreporter.section(table.splitlines()[0])
-        terminalreporter.write_line("\n".join(table.splitlines()[1:]))
+    parts: dict[str, list[str]] = {}  # tables of one title, from several tests, are one
+    for title, *lines in (table.splitlines() for table in sorted(set(tables))):
+        parts.setdefault(title, []).extend(lines)
+    for title, lines in parts.items():
+        terminalreporter.section(title)
+        terminalreporter.write_line("\n".join(lines))

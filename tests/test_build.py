@@ -425,3 +425,26 @@ def test_the_data_card_shows_every_file_and_the_figures_of_the_sample() -> None:
     assert all(f"]({file})" in card and Image.open(DATA / file).size == (128, 128) for file in files)
     shares = pd.read_csv(DATA / "co-occurrence.csv", index_col="given").loc["any"]
     assert all(f"| {name} | " in card and f"| {100 * share:.0f} % |" in card for name, share in shares.items())
+
+
+def test_a_renderer_that_rounds_otherwise_each_time_still_ends_with_a_sound_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA adds up in any order: a set that was interrupted there is sound, and no promise is made of its bytes."""
+    render, calls = FakePlan.render, list[int]()
+
+    def unsteady(self, renderer, rows, **more):
+        images, masks = render(self, renderer, rows, **more)
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return (images ^ (len(calls) % 2)).to(torch.uint8), masks
+
+    monkeypatch.setattr(FakePlan, "render", unsteady)
+    config = FacesConfig(13, 10, size=16)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, config, progress=False)
+    build(tmp_path, config, progress=False)
+    assert len(FaceData.open(tmp_path, verify=True)) == 130 and sum(calls) == 64 + 64 + 66
+    said = " ".join(str(build.__doc__).split())
+    assert "On a CPU the same settings give the same bytes" in said and "CUDA" in said

@@ -1,6 +1,7 @@
 """Weights in and out: the same bits back, and a line that says what is wrong with any other file."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def swapper() -> Swapper:
 @pytest.fixture
 def path(swapper: Swapper, tmp_path: Path) -> Path:
     path = tmp_path / "swap.safetensors"
-    about = checkpoint.describe(swapper, step=7, data={"sha256": "abc"}, metrics={"au_icc": 0.5})
+    about = checkpoint.describe(swapper, step=7, data={"sha256": {"images.npy": "abc"}}, metrics={"au_icc": 0.5})
     checkpoint.save(path, checkpoint.module_tensors("ema", swapper), about)
     return path
 
@@ -43,7 +44,7 @@ def test_a_swapper_comes_back_with_the_same_bits(swapper: Swapper, path: Path) -
 def test_metadata_comes_back(path: Path) -> None:
     _, about = checkpoint.load(path)
     assert (about["step"], about["size"], about["au_names"]) == (7, 16, list(AUS))
-    assert about["metrics"] == {"au_icc": 0.5} and about["data"] == {"sha256": "abc"}
+    assert about["metrics"] == {"au_icc": 0.5} and about["data"] == {"sha256": {"images.npy": "abc"}}
 
 
 def test_what_is_shipped_is_the_average_alone(swapper: Swapper, tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_saving_leaves_no_other_file_and_a_failed_save_leaves_the_old_one(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(path, {"ema.x": torch.zeros(3)}, {})
     assert path.read_bytes() == before

@@ -1,6 +1,8 @@
 """The data set form: what is refused and how, and what pairs and batches promise."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -339,3 +341,39 @@ def test_pixels_survive_the_way_there_and_back() -> None:
     assert torch.equal(to_uint8(to_float(pixels)), pixels)
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
     assert to_uint8(to_float(pixels).bfloat16()).sub(pixels).to(torch.int8).abs().max() <= 1
+
+
+# -- one copy on the device, one look at the hashes -----------------------------------------------------------------
+
+
+def test_two_names_of_a_device_are_one_and_simultaneous_first_readers_make_one_copy(
+    data: FaceData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, array = [], np.array
+
+    def slow(images: object) -> np.ndarray:
+        copies.append(images)
+        time.sleep(0.05)
+        return array(images)
+
+    monkeypatch.setattr(datasets.np, "array", slow)
+    with ThreadPoolExecutor(4) as readers:
+        found = list(readers.map(lambda where: data.pixels(np.arange(3), where), ("cpu", "cpu:0", "cpu", "cpu:0")))
+    assert len(copies) == 1 and len(data._resident) == 1
+    assert all(torch.equal(f, found[0]) for f in found)
+
+
+def test_hashes_are_compared_once_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, sha = list[str](), datasets.sha256
+    monkeypatch.setattr(datasets, "sha256", lambda path: read.append(path.name) or sha(path))
+    for _ in range(2):
+        FaceData.open(folder, verify="once")
+        assert read == ["images.npy", "labels.csv"]
+    (folder / ".verified.json").write_text("damaged")
+    FaceData.open(folder, verify="once")
+    assert len(read) == 4
+    content = bytearray((folder / "images.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "images.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"images\.npy: damaged"):
+        FaceData.open(folder, verify="once")

@@ -124,7 +124,8 @@ def test_every_import_is_declared(path):
 
 
 LAYERS = """
-facs files images processes blocks moving model losses datasets step take_step checkpoint run train swap
+errors facs files images processes blocks moving model losses schema tensors datasets
+step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.align importers.scale importers.source importers.labels importers.frames importers.people
 importers.blendshapes importers.pickled importers.bp4d importers.ckplus importers.disfa importers.ganimation
@@ -132,7 +133,7 @@ importers.openface importers.pyfeat importers.rafd importers.table
 importers.write
 measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge
 measure.probes measure.evaluate measure.plots measure.report
-apps.widgets apps.cli
+apps.widgets apps.options apps.held_out apps.cli
 """.split()
 
 

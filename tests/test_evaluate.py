@@ -255,3 +255,14 @@ def test_results_are_json_and_the_readme_holds_their_table(oracle, tmp_path):
     with pytest.raises(ValueError, match=r"README.md: found no pair of lines"):
         update_readme_table(readme, oracle)
     assert readme.read_text() == "no table"
+
+
+def test_evaluate_asks_no_gpu_for_double_precision():
+    from toy import MPSJudge
+
+    from expr_lib.measure.judges import Judges
+
+    few = {"n_pairs": 6, "n_strata": 0, "n_probe": 0, "n_moves": 0, "n_resamples": 3, "progress": False}
+    judges = Judges(MPSJudge(), JUDGES.identity)
+    on_cpu, on_mps = (evaluate(Oracle(), PLAN, ToyRenderer(), judge, **few) for judge in (JUDGES, judges))
+    assert on_cpu["rows"] == on_mps["rows"]

@@ -160,7 +160,7 @@ def test_train_judges_reports_ships_and_does_not_train_twice(faces, tmp_path, mo
     half = faces[(faces.split != "train") & (faces.subject % 2 == 0)]  # the threshold lets 1 % of strangers through
     assert (pair_cosines(judge_all(judges.identity, half), half.subject)[1] > judges.identity.threshold).mean() < 0.0101
     with safe_open(tmp_path / "au-judge-64.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["ceilings"]) == report["au"]
+        assert json.loads(file.metadata()["expr_lib"])["ceilings"] == report["au"]
 
     def train_again(*args, **kwargs):
         raise AssertionError("a finished judge was trained again")
@@ -189,7 +189,7 @@ def test_what_is_unlike_held_out_faces_is_far_and_they_are_not(faces, tmp_path):
     with pytest.raises(ValueError, match=r"familiar-64\.safetensors: made for another identity judge"):
         load_familiar(judge, tmp_path)
     (tmp_path / "familiar-64.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"familiar-64\.safetensors: damaged"):
+    with pytest.raises(ValueError, match=r"familiar-64\.safetensors: truncated"):
         load_familiar(judge, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"familiar-64\.safetensors: not found"):
         load_familiar(judge, tmp_path / "elsewhere")
@@ -226,21 +226,21 @@ def test_broken_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"au-judge-64.safetensors: not found"):
         load_judges(folder=tmp_path)
     path.write_bytes(b"not weights")
-    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
+    with pytest.raises(ValueError, match="truncated or not safetensors"):
         load_judge(path, AUJudge)
     save_judge(path, AUJudge(width=8))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="damaged or not a safetensors file"):
+    with pytest.raises(ValueError, match="truncated or not safetensors"):
         load_judge(path, AUJudge)
     judge = AUJudge(width=8)
     judge.config = {"n_aus": 3, "width": 8}
     save_judge(path, judge)
-    with pytest.raises(ValueError, match="not the weights of AUJudge") as error:
+    with pytest.raises(ValueError, match=r"head.bias: found shape .* expected shape") as error:
         load_judge(path, AUJudge)
     assert "\n" not in str(error.value)
     save_judge(path, IdentityJudge(width=8))
     save_judge(tmp_path / "id-judge-64.safetensors", IdentityJudge(width=8))
-    with pytest.raises(ValueError, match="found IdentityJudge of format 1, expected AUJudge of format 1"):
+    with pytest.raises(ValueError, match="found IdentityJudge, expected AUJudge"):
         load_judges(folder=tmp_path)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import JUDGES, PLAN, Mixer, ToyRenderer
+from toy import JUDGES, PLAN, Mixer, MPSJudge, ToyRenderer
 
 from expr_lib.facs import AU_NAMES
 from expr_lib.measure.metrics import balanced_accuracy, leak_au, leak_id
@@ -179,3 +179,12 @@ def test_doing_nothing_and_doing_the_opposite_are_not_clean_moves():
         assert all(cell is None for row in found["matrix"] for cell in row)
         assert found["moved"]["AU25"] == pytest.approx(gain, abs=0.02)
     assert found["steps_back"]["value"] == 1
+
+
+def test_cross_talk_asks_no_gpu_for_double_precision():
+    pairs = np.stack([np.arange(0, 12), np.arange(100, 112)], 1)
+    settings = {"n_each": 1, "n_resamples": 3, "progress": False}
+    on_cpu, on_mps = (
+        cross_talk(Mixer(), PLAN, ToyRenderer(), judge, pairs, **settings) for judge in (JUDGES.au, MPSJudge())
+    )
+    assert on_cpu == on_mps

@@ -29,6 +29,7 @@ from expr_lib import checkpoint, processes, train
 from expr_lib import step as steps
 from expr_lib.checkpoint import load_swapper
 from expr_lib.datasets import FaceData, pair_batch
+from expr_lib.errors import InputError
 from expr_lib.model import BatchNorm, ModelConfig, au_classes
 from expr_lib.run import all_tensors, lock
 from expr_lib.step import (
@@ -332,7 +333,8 @@ def test_killed_and_resumed_ends_with_the_bits_of_a_run_that_was_not(
     killed_at = checkpoint.load(run / "checkpoint.safetensors")[1]["step"]
     assert 6 <= killed_at < 30
 
-    train.train(replace(c, steps=killed_at), data, run)  # fewer steps in total, all of them done: nothing happens
+    fewer = replace(c, steps=killed_at)  # in total, all of them done: nothing happens
+    train.train(fewer, data, run, allow_changes=True)
     train.train(c, data, run)
     one, _ = checkpoint.load(whole / "checkpoint.safetensors")
     other, about = checkpoint.load(run / "checkpoint.safetensors")
@@ -555,3 +557,60 @@ def test_fine_tuning_says_which_heads_it_keeps_and_learns_from_labels_that_are_m
     assert swapper.au_names == other.au_names and all(p.isfinite().all() for p in swapper.parameters())
     with (tmp_path / "second/log.csv").open() as file:
         assert all(float(row["au"]) < 10 for row in csv.DictReader(file))
+
+
+# -- going on with other settings ----------------------------------------------------------------------------------
+
+
+def test_what_changed_in_a_resumed_run_is_recorded_with_its_step(tiny_faces: FaceData, tmp_path: Path) -> None:
+    path = train.train(replace(TINY, steps=5), tiny_faces, tmp_path)
+    other = replace(TINY, steps=6, seed=3, weights=replace(TINY.weights, au=2.0))
+    with pytest.raises(InputError, match=rf"{path}: made with seed 0 \(now 3\), weights.au 10.0 \(now 2.0\); .*allow"):
+        train.train(other, tiny_faces, tmp_path)
+    assert checkpoint.load(path)[1]["step"] == 5
+    train.train(other, tiny_faces, tmp_path, allow_changes=True)
+    _, about = checkpoint.load(path)
+    assert about["changes"] == [{"step": 5, "steps": [5, 6], "seed": [0, 3], "weights.au": [10.0, 2.0]}]
+    longer = replace(other, steps=7, log_every=2)  # more steps, and what nothing depends on, need no word
+    train.train(longer, tiny_faces, tmp_path)
+    _, about = checkpoint.load(path)
+    assert [change["step"] for change in about["changes"]] == [5, 6] and about["train"]["seed"] == 3
+    newer = replace(tiny_faces, meta=tiny_faces.meta | {"sha256": {"images.npy": "f" * 64, "labels.csv": "f" * 64}})
+    with pytest.raises(InputError, match=r"made with data.images.npy \w+ \(now f+\), data.labels.csv"):
+        train.train(longer, newer, tmp_path)
+
+
+def test_a_torn_line_of_the_log_is_dropped(tiny_faces: FaceData, tmp_path: Path) -> None:
+    train.train(replace(TINY, steps=5), tiny_faces, tmp_path)
+    log = tmp_path / "log.csv"
+    whole = log.read_bytes()
+    for torn in (b"1", b"5,0.3,0.", b"4,\xff\x00", b"\x00" * 40, b"4\n", b"x,y\n"):
+        log.write_bytes(whole + torn)
+        train.train(replace(TINY, steps=5), tiny_faces, tmp_path)
+        assert log.read_bytes() == whole
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_samples_take_only_their_own_rows_to_the_device(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, read = FaceData.open(tiny_folder), list[int]()
+    pixels = FaceData.pixels
+    monkeypatch.setattr(FaceData, "pixels", lambda self, *more: read.append(len(self)) or pixels(self, *more))
+    train.train(replace(TINY, steps=2), data, tmp_path)
+    assert data._resident == {} and len(data.subset("train")) in read
+    assert all(n in (len(data.subset("train")), *range(1, 2 * TINY.n_samples + 1)) for n in read)
+
+
+def test_bf16_that_is_only_emulated_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for itself in (False, True):  # T4 and V100; A100 and H100
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        supported = lambda including_emulation=True, itself=itself: itself or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        assert train.multiplies_bf16(cpu=False) == itself
+
+
+def test_a_model_that_fits_no_memory_is_refused_before_it_is_built(tiny_faces: FaceData, tmp_path: Path) -> None:
+    huge = replace(TINY, model=ModelConfig(512, 100, 256, 512, 1.0, 1024, 2048, 1024))
+    with pytest.raises(InputError, match=r"found networks of .* numbers, expected 2,000,000,000 at most"):
+        build_nets(huge, tiny_faces)

@@ -77,3 +77,18 @@ class Mixer(Oracle):
         lower = lower.clone()
         lower[..., : 2 * len(AU_NAMES)] = (au - 1).repeat_interleave(2, 1)[:, None, None]
         return torch.cat([upper, lower], 2)
+
+
+class OnMPS(torch.Tensor):
+    """A tensor as on Apple's GPUs: it has no numbers of 64 bits, not even for a moment."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+class MPSJudge(ToyAUJudge):
+    def __call__(self, image):
+        return super().__call__(image.as_subclass(torch.Tensor)).as_subclass(OnMPS)

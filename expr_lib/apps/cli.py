@@ -11,21 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import tyro
 from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED, __version__
-
-if TYPE_CHECKING:
-    from expr_lib.faces.plan import FacePlan
-    from expr_lib.faces.render import Renderer
-    from expr_lib.measure.dlib_judge import DlibJudge
-    from expr_lib.measure.judges import Judges
-
-HELD_OUT_SEED = 4610
-"""Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""
+from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, say_if_unfamiliar, second_judge, unmet_judges
+from expr_lib.apps.options import count, device_of, input_errors, may_write, parse, told
+from expr_lib.errors import InputError
 
 SHOWN_SIZE = 256
 """Pixels a side at which the moving generator is shown."""
@@ -42,7 +35,8 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
         pairs: how many pairs to measure; the first eight are in the picture.
         checkpoint: weights of the swapper (.safetensors).
     """
-    began = time.perf_counter()
+    began, pairs = time.perf_counter(), count("--pairs", pairs, 8, 100_000)
+    may_write("--out", out, folder=True)
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,10 +50,10 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     from expr_lib.swap import load, rest_images, swap_images
 
     swapper, renderer = load(checkpoint), load_renderer()
-    judges = _judges(checkpoint.name, swapper.metadata)
+    judges = unmet_judges(checkpoint.name, swapper.metadata)
     plan = held_out_faces(swapper.config.size)
     results = evaluate(
-        swapper, plan, renderer, judges, n_pairs=_count("--pairs", pairs, 8), n_resamples=200,
+        swapper, plan, renderer, judges, n_pairs=pairs, n_resamples=200,
         n_strata=0, n_probe=0, n_moves=0,
         about={"checkpoint": checkpoint.name, "seed_of_people": HELD_OUT_SEED, "command": "expr-lib demo"},
     )  # fmt: skip
@@ -73,11 +67,7 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
     figure = plots.swaps(image_a, image_b, swapped, truth, plan.au[b], rest_images(swapper, image_a))
     picture = plots.save(figure, out / "swap.png")
     shown_rows = ("ours", "copy-input", "true render")
-    numbers = {
-        key: value
-        for key, value in results.items()
-        if key in ("n_pairs", "n_subjects", "split", "size", "generator", "about", "seed")
-    }
+    numbers = {key: results[key] for key in ("n_pairs", "n_subjects", "split", "size", "generator", "about", "seed")}
     numbers |= {"rows": {row: results["rows"][row] for row in shown_rows}}
     write_results(out / "metrics.json", numbers)
 
@@ -125,9 +115,12 @@ def swap(
     from expr_lib.images import read_image, square, write_png
     from expr_lib.importers.align import Choice, align, beside, paste
 
-    if (largest or face) and not photographs:
-        raise ValueError("--largest and --face choose among the faces of photographs; expected --photographs with them")
-    images = [read_image(path) for path in (a, b)]  # before the networks are imported: a wrong file is told at once
+    may_write("--out", out, ending=".png")
+    choice = _choice(largest, face)
+    if choice != Choice() and not photographs:
+        raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
+    with input_errors():
+        images = [read_image(path) for path in (a, b)]  # before the networks are imported: a wrong file is told at once
 
     from expr_lib.swap import amounts, load, swap_images
 
@@ -136,10 +129,8 @@ def swap(
     size = _shown_size(swapper, *images)
     aligned = []
     for path, image in zip((a, b), images, strict=True) if photographs else ():
-        try:
-            aligned.append(align(image, size, Choice(largest, face)))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with input_errors(f"{path}: "):
+            aligned.append(align(image, size, choice))
     faces = np.stack([cut.face for cut in aligned] or [square(image, size) for image in images])  # (2, S, S, 3)
     swapped = np.stack(swap_images(swapper, faces[0], faces[1], weights))
     rows = np.stack([faces, swapped] if inputs else [swapped])  # (R, 2, S, S, 3)
@@ -149,7 +140,7 @@ def swap(
         picture = np.concatenate([beside(*row) for row in ((images, done) if inputs else (done,))])
     write_png(out, picture)
     print(f"{out}: {a.name} with the expression of {b.name}, and the other way round")
-    _say_if_unfamiliar(swapper.metadata, (a, b), faces)
+    say_if_unfamiliar(swapper.metadata, (a, b), faces)
 
 
 def express(
@@ -173,7 +164,9 @@ def express(
     """
     from expr_lib.images import read_image, square, write_png
 
-    image = read_image(face)
+    may_write("--out", out, ending=".png")
+    with input_errors():
+        image = read_image(face)
 
     from expr_lib.swap import express_images, load, parse_expression
 
@@ -182,7 +175,7 @@ def express(
     cut = square(image, _shown_size(swapper, image))
     write_png(out, express_images(swapper, cut, asked, from_rest))
     print(f"{out}: {face.name} with " + ", ".join(f"{name} {value:g}" for name, value in asked.items()))
-    _say_if_unfamiliar(swapper.metadata, (face,), cut[None])
+    say_if_unfamiliar(swapper.metadata, (face,), cut[None])
 
 
 def faces_command() -> Callable[..., None]:
@@ -200,11 +193,8 @@ def faces_command() -> Callable[..., None]:
             out: folder of the data set.
             device: cpu, cuda, mps; auto takes the fastest there is.
         """
-        for name in ("n_subjects", "images_per_subject", "size"):
-            _count("--" + name.replace("_", "-"), getattr(config, name), 1)
-        if not (0 <= config.val and 0 <= config.test and config.val + config.test <= 1):
-            raise ValueError(f"--val {config.val:g} --test {config.test:g}: expected shares of 1 at most in all")
-        build(out, config, device=_device(device))
+        may_write("FOLDER", out, folder=True)
+        build(out, config, device=device_of(device))
         print(f"{out}: {config.n_subjects * config.images_per_subject} images of {config.n_subjects} people")
 
     return faces
@@ -226,8 +216,9 @@ def import_command() -> Callable[..., None]:
             source: folder with the images and labels; nothing outside it is read.
             out: data set folder to write.
         """
-        _count("--size", config.size, 16)
-        report = import_faces(kind, source, out, config)
+        may_write("FOLDER", out, folder=True)
+        with input_errors():
+            report = import_faces(kind, source, out, config)
         meta = json.loads((out / "meta.json").read_bytes())
         print(f"{out}: {meta['rows']:,} images, {', '.join(meta['au_names'])}")
         print("\n".join([f"{n:8,}  cut: {how}" for how, n in meta["config"]["cut"].items() if n] + report.lines()))
@@ -254,11 +245,13 @@ def align(
         largest: of several faces in a photograph take the largest.
         face: of several faces take this one, counted from 1 from left to right.
     """
-    from expr_lib.importers.align import Choice, align_all
+    from expr_lib.importers.align import align_all
 
-    _count("--size", size, 16)
-    for line in align_all(photographs, out, size, Choice(largest, face)):
-        print(line)
+    count("--size", size, 16, 1024)
+    may_write("--out", out, folder=True)
+    with input_errors():
+        for line in align_all(photographs, out, size, _choice(largest, face)):
+            print(line)
 
 
 def train_command() -> Callable[..., None]:
@@ -269,6 +262,7 @@ def train_command() -> Callable[..., None]:
         data: Annotated[Positional[Path], arg(metavar="DATA")] = Path("runs/faces"),
         run: Path = Path("runs/swap"),
         start_from: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None,
+        allow_changes: bool = False,
         config: Annotated[training.TrainConfig, arg(name="")] = training.TrainConfig(),  # noqa: B008 (frozen)
     ) -> None:
         """Train a swapper on a data set folder; started again with the same --run, it goes on where it stopped.
@@ -278,8 +272,11 @@ def train_command() -> Callable[..., None]:
             run: folder for log.csv, samples/, tensorboard/ and checkpoint.safetensors.
             start_from: weights to fine-tune, without a warm-up; AUs that the data share with them keep their heads,
                 others get new ones.
+            allow_changes: go on with a run that was made with other settings or data; the checkpoint says which.
         """
-        print(training.train(config, FaceData.open(data), run, start_from))
+        may_write("--run", run, folder=True)
+        opened = FaceData.open(data, verify="once")
+        print(training.train(config, opened, run, start_from, allow_changes=allow_changes))
 
     return train
 
@@ -300,8 +297,8 @@ def judges_command() -> Callable[..., None]:
             out: folder for the weights and the report.
             device: cpu, cuda, mps; auto takes the fastest there is.
         """
-        out.mkdir(parents=True, exist_ok=True)
-        report = train_judges(data, out, config, device=_device(device))
+        may_write("--out", out, folder=True)
+        report = train_judges(data, out, config, device=device_of(device))
         print(f"{out}: {', '.join(report['bytes'])}")
 
     return judges
@@ -322,11 +319,9 @@ def evaluate(
 ) -> None:
     """Measure a swapper beside trivial answers and the true render, on held-out people; print the table.
 
-    Writes every number as JSON, and beside it every table as Markdown.
-
     Args:
         checkpoint: weights of the swapper (.safetensors).
-        out: JSON file for every number.
+        out: JSON file for every number; beside it every table as Markdown.
         pairs: how many pairs to swap, in both directions.
         seed: of the people; must be none that the swapper or the judges were trained on.
         figures: folder for the figures: transfer, each action unit, cross-talk, the best, median and worst swaps.
@@ -337,37 +332,41 @@ def evaluate(
         second_identity_judge: ask dlib's face recognizer too (extra photographs); half a second more for each swap.
         device: cpu, cuda, mps; auto takes the fastest there is.
     """
+    count("--pairs", pairs, 6, 100_000)
+    count("--size", 64 if size is None else size, 16, 1024)
+    may_write("--out", out, ending=".json")
+    may_write("--figures", figures or Path(), folder=True)
     import matplotlib
 
-    matplotlib.use("Agg")
-
     from expr_lib.faces.render import load_renderer
-    from expr_lib.measure.evaluate import evaluate as evaluate_
-    from expr_lib.measure.evaluate import markdown_table, read_results, update_readme_table, write_results
+    from expr_lib.measure import evaluate as measure
     from expr_lib.measure.report import write_report
     from expr_lib.swap import load
 
-    device = _device(device)
+    matplotlib.use("Agg")
+    if readme is not None:
+        measure.find_table(readme)  # now, not after the measurement
+    others = [measure.read_results(path) for path in beside]
+    device = device_of(device)
     swapper, renderer = load(checkpoint, device), load_renderer(device)
-    size = swapper.config.size if size is None else _count("--size", size, 16)
+    size = swapper.config.size if size is None else size
     if size != swapper.config.size and swapper.config.generator == "drawn":
-        raise ValueError(f"--size {size}: {checkpoint.name} draws images of {swapper.config.size} pixels and no others")
-    others = [read_results(path) for path in beside]
-    judges, plan = _judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(size, seed)
-    _count("--pairs", pairs, 6)
-    second = _second_judge(size, renderer) if second_identity_judge else None
+        raise InputError(f"--size {size}: {checkpoint.name} draws images of {swapper.config.size} pixels and no others")
+    judges, plan = unmet_judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(size, seed)
+    second = second_judge(size, renderer) if second_identity_judge else None
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
     command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}"
-    command += f" --size {size}" if size != swapper.config.size else ""
-    command += " --second-identity-judge" if second_identity_judge else ""
+    command += f" --size {size}" * (size != swapper.config.size) + " --second-identity-judge" * second_identity_judge
     about = {"command": command, "checkpoint": checkpoint.name, "label": label or checkpoint.stem}
-    results = evaluate_(swapper, plan, renderer, judges, n_pairs=pairs, device=device, about=about, second=second)
+    results = measure.evaluate(
+        swapper, plan, renderer, judges, n_pairs=pairs, device=device, about=about, second=second
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_results(out, results)
+    measure.write_results(out, results)
     written = write_report(out.with_suffix(".md"), results, figures, swapper, plan, renderer)
     if readme is not None:
-        update_readme_table(readme, results, others)
-    print(f"{markdown_table(results, others)}\n\n" + "\n".join(map(str, [out, *written])))
+        measure.update_readme_table(readme, results, others)
+    print(f"{measure.markdown_table(results, others)}\n\n" + "\n".join(map(str, [out, *written])))
 
 
 def ship(
@@ -382,7 +381,7 @@ def ship(
     """
     from expr_lib import checkpoint
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    may_write("--out", out, ending=".safetensors")
     checkpoint.ship(source, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
@@ -422,23 +421,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     try:
         if arguments[0] not in COMMANDS:
-            raise ValueError(f"no command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}")
+            raise InputError(f"no command {arguments[0]!r}; expected one of {', '.join(COMMANDS)}")
         command = COMMANDS[arguments[0]][0]
-        tyro.cli(command() if command in DEFERRED else command, prog=f"expr-lib {arguments[0]}", args=arguments[1:])
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        parse(command() if command in DEFERRED else command, arguments[0], arguments[1:])()
+    except (InputError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("EXPR_LIB_DEBUG"):
             raise
-        print(f"expr-lib: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"expr-lib: error: {told(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("expr-lib: stopped", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def _count(option: str, value: int, least: int) -> int:
-    if value < least:
-        raise ValueError(f"{option}: found {value}, expected {least} or more")
-    return value
+def _choice(largest: bool, face: int) -> Any:
+    from expr_lib.importers.align import Choice
+
+    if largest and face:
+        raise InputError(f"--face {face}: expected a number from 1 on, and not --largest with it")
+    return Choice(largest, count("--face", face, 0, 1000))
 
 
 def _shown_size(swapper: Any, *images: Any) -> int:
@@ -446,84 +447,6 @@ def _shown_size(swapper: Any, *images: Any) -> int:
     if swapper.config.generator == "drawn":
         return int(swapper.config.size)
     return min(1024, *(side for image in images for side in image.shape[:2]))
-
-
-def _device(name: str) -> str:
-    """``auto`` -> the fastest device there is; ``ValueError`` for one that is not there."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return name
-
-
-def held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
-    """A hundred people, ten expressions each, all of them held out."""
-    from expr_lib.faces.plan import FacesConfig, plan_faces
-
-    return plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=seed, val=0.0, test=1.0))
-
-
-def _second_judge(size: int, renderer: "Renderer") -> "DlibJudge":
-    """dlib's recognizer with the threshold for rendered faces of this size, from people whom nobody else meets."""
-    import numpy as np
-
-    from expr_lib.datasets import FaceData
-    from expr_lib.faces.plan import FacesConfig, plan_faces
-    from expr_lib.facs import AU_NAMES
-    from expr_lib.measure.dlib_judge import dlib_judge
-    from expr_lib.measure.probes import PROBE_SEED
-
-    plan = plan_faces(FacesConfig(80, 5, size=size, seed=PROBE_SEED, val=0.0, test=0.0))
-    chunks = np.array_split(np.arange(len(plan)), 10)
-    images = np.concatenate([plan.render(renderer, rows)[0].cpu().numpy() for rows in chunks])
-    judge = dlib_judge(FaceData(images, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {}))
-    print(f"dlib on true renders of {size} px: " + ", ".join(f"{k} {v:.3f}" for k, v in judge.ceilings.items()))
-    return judge
-
-
-def _say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) -> None:
-    """One line on stderr for each image (S, S, 3) that is far from the rendered faces a checkpoint was trained on.
-
-    ``about`` is the checkpoint's metadata.
-    """
-    import torch
-
-    from expr_lib.datasets import to_float
-    from expr_lib.measure.familiar import load_familiar
-    from expr_lib.measure.judges import load_judges
-
-    if str(about.get("data", {}).get("generator", "")).startswith("import"):
-        return  # trained on other faces than those that the scale was made with
-    images = to_float(torch.from_numpy(faces)).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
-    for name, distance in zip(names, load_familiar(load_judges().identity).distance(images).tolist(), strict=True):
-        if distance > 1:
-            known = "99 of 100 rendered faces are below 1.00"
-            print(f"expr-lib: {name} is unlike the faces these weights know: {distance:.2f}, {known}", file=sys.stderr)
-
-
-def _judges(name: str, about: dict[str, Any], seed: int = HELD_OUT_SEED, device: str = "cpu") -> "Judges":
-    """The shipped judges; ``ValueError`` where the seed is one that they, or a checkpoint, were trained on.
-
-    ``name`` and metadata ``about`` are the checkpoint's.
-    """
-    from expr_lib.measure.judges import load_judges
-    from expr_lib.measure.probes import PROBE_SEED
-
-    def check(who: str, data: dict[str, Any]) -> None:
-        if data.get("config", {}).get("seed") == seed:
-            raise ValueError(f"--seed {seed}: {who} was trained on these people; expected another seed")
-
-    check(name, about.get("data", {}))
-    check("the probe of f_f", {"config": {"seed": PROBE_SEED}})
-    judges = load_judges(device)
-    for judge in judges:
-        check(type(judge).__name__, judge.metadata.get("data", {}))
-    return judges
 
 
 if __name__ == "__main__":

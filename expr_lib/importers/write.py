@@ -31,6 +31,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from expr_lib.errors import MAX_SEED, check_range
 from expr_lib.files import replace_file, sha256
 from expr_lib.images import read_image, square
 from expr_lib.importers.align import Choice, LandmarkError, align, beyond, cut_out
@@ -54,6 +55,11 @@ class ImportConfig:
     test: float = 0.1
     seed: int = 0  # of the splits
     processes: int = 0  # 0 = one for each core
+
+    def __post_init__(self) -> None:
+        check_range(
+            self, size=(16, 1024), face=(0, 1000), val=(0, 1), test=(0, 1), seed=(0, MAX_SEED), processes=(0, 1024)
+        )  # fmt: skip
 
 
 def import_faces(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from expr_lib.datasets import FaceData, held_out_pairs, to_float
+from expr_lib.errors import InputError
 from expr_lib.faces.parameters import Views
 from expr_lib.faces.plan import VERSION, FacePlan
 from expr_lib.faces.render import Renderer, rotation
@@ -42,6 +43,7 @@ from expr_lib.measure.metrics import (
 )
 from expr_lib.measure.probes import Swaps, cross_talk, leaks
 from expr_lib.model import Swapper
+from expr_lib.schema import ResultsFile, checked, read_json
 
 ROWS = {
     "ours": "swap",
@@ -71,6 +73,7 @@ MEASURES = {
 SECOND = {"identity_kept_dlib": ("↑ 1", 2)}
 """``identity_kept`` as the second identity judge sees it; only where there is one."""
 
+UNDEFINED: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
 PER_AU = ("au_icc", "au_f1", "own_expression_left")
 MARKERS = ("<!-- results: written by expr-lib evaluate, do not edit -->", "<!-- /results -->")
 
@@ -109,13 +112,13 @@ def evaluate(
     swapped. KID compares every second pair with the true renders of the other pairs, and the other way round, so that
     no image meets its own answer.
 
-    Raises ``ValueError`` for a swapper in training mode, where ``split`` does not hold so many pairs, and where a part
+    Raises ``InputError`` for a swapper in training mode, where ``split`` does not hold so many pairs, and where a part
     would have fewer than two.
     """
     if n_pairs < 2 * n_strata:
-        raise ValueError(f"{n_pairs} pairs in {n_strata} strata: expected two pairs in each at least")
+        raise InputError(f"{n_pairs} pairs in {n_strata} strata: expected two pairs in each at least")
     if isinstance(swapper, nn.Module) and swapper.training:
-        raise ValueError("swapper: found in training mode, expected eval mode: call swapper.eval() first")
+        raise InputError("swapper: found in training mode, expected eval mode: call swapper.eval() first")
     subject, au = plan.subject.numpy(), plan.au.double()
     pairs = pairs_of(plan, n_pairs, seed, split=split)  # (n, 2)
     found: list[dict[str, dict[str, Tensor]]] = []
@@ -260,7 +263,7 @@ def _answers(
         }
         if second and asked_second is not None:
             numbers["cosine_second"] = (second(answer) * asked_second).sum(1)
-        return {name: x.cpu() if name == "features" else x.double().cpu() for name, x in numbers.items()}
+        return {name: x.cpu() if name == "features" else x.cpu().double() for name, x in numbers.items()}
 
     answers = {
         "ours": (swap, itself, true_itself),
@@ -321,13 +324,9 @@ def write_results(path: str | Path, results: dict[str, Any]) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What :func:`write_results` wrote; ``ValueError`` if it is something else."""
-    try:
-        results = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(results, dict) or "ours" not in results.get("rows", {}) or "n_pairs" not in results:
-        raise ValueError(f"{path}: found no results, expected a file that expr-lib evaluate wrote")
+    """What :func:`write_results` wrote; ``InputError`` if it is something else."""
+    results = read_json(path)
+    checked(ResultsFile, results, str(path))
     return results
 
 
@@ -340,14 +339,14 @@ def cell(figure: dict[str, float | None], digits: int) -> str:
 def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
     """The rows of ``results`` as a Markdown table: values with 95 % intervals; probes and command stand below it.
 
-    ``beside`` holds results of other checkpoints, of which the swaps are shown in rows of their own. ``ValueError`` if
+    ``beside`` holds results of other checkpoints, of which the swaps are shown in rows of their own. ``InputError`` if
     they were measured on other pairs.
     """
     for other in beside:
         for key in ("n_pairs", "seed", "split", "size", "generator"):
             if other[key] != results[key]:
                 name = other["about"].get("checkpoint", "another checkpoint")
-                raise ValueError(f"{name}: {key}: found {other[key]}, expected {results[key]} as in the table")
+                raise InputError(f"{name}: {key}: found {other[key]}, expected {results[key]} as in the table")
     columns = {name: shown for name, shown in (MEASURES | SECOND).items() if name in results["rows"]["ours"]}
     rows = {f"**{results['about'].get('label', 'ours')}**": results["rows"]["ours"]}
     rows |= {one["about"].get("label", one["about"].get("checkpoint", "?")): one["rows"]["ours"] for one in beside}
@@ -357,7 +356,7 @@ def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = (
         "|---" * (len(columns) + 1) + "|",
     ]
     for name, measured in rows.items():
-        cells = [cell(measured[measure], digits) for measure, (_, digits) in columns.items()]
+        cells = [cell(measured.get(measure, UNDEFINED), digits) for measure, (_, digits) in columns.items()]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     note = (
         f"{results['n_pairs']} pairs of {results['n_subjects']} held-out people in both directions, "
@@ -377,11 +376,20 @@ def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = (
 
 
 def update_readme_table(readme: str | Path, results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
-    """Put the table of ``results`` between the ``MARKERS`` of a Markdown file; ``ValueError`` where it has none."""
+    """Put the table of ``results`` between the ``MARKERS`` of a Markdown file; ``InputError`` where it has none."""
     readme = Path(readme)
-    text = readme.read_text(encoding="utf-8")
-    begin, end = (text.find(marker) for marker in MARKERS)
-    if not 0 <= begin < end:
-        raise ValueError(f"{readme}: found no pair of lines {MARKERS[0]!r} and {MARKERS[1]!r}, expected one")
+    text, begin, end = find_table(readme)
     new = f"{text[: begin + len(MARKERS[0])]}\n{markdown_table(results, beside)}\n{text[end:]}"
     replace_file(readme, new.encode())
+
+
+def find_table(readme: Path) -> tuple[str, int, int]:
+    """The text of a Markdown file and where its ``MARKERS`` begin; ``InputError`` where it has none."""
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{readme}: found bytes that are not UTF-8, expected a Markdown file") from None
+    begin, end = (text.find(marker) for marker in MARKERS)
+    if not 0 <= begin < end:
+        raise InputError(f"{readme}: found no pair of lines {MARKERS[0]!r} and {MARKERS[1]!r}, expected one")
+    return text, begin, end

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
-from expr_lib import WEIGHTS
+from expr_lib import WEIGHTS, tensors
 from expr_lib.datasets import FaceData
-from expr_lib.files import replace_file, sha256
-from expr_lib.measure.judges import FORMAT, SIZE, IdentityJudge, judge_all, judge_paths
+from expr_lib.errors import InputError
+from expr_lib.files import sha256
+from expr_lib.measure.judges import SIZE, IdentityJudge, judge_all, judge_paths
+from expr_lib.schema import FamiliarFile, checked
 
 FALSE_ALARMS = 0.01
 """Share of held-out renders that are called unfamiliar."""
@@ -52,21 +53,21 @@ def calibrate(judge: IdentityJudge, first: FaceData, second: FaceData, *, device
 def save_familiar(familiar: Familiar, folder: str | Path) -> None:
     """Write ``familiar-64.safetensors`` beside the judges of a folder; it belongs to that very identity judge."""
     path = Path(folder) / f"familiar-{SIZE}.safetensors"
-    about = {"format": str(FORMAT), "judge": sha256(judge_paths(Path(folder))[1])}
-    tensors = {"mean": familiar.mean, "spread": familiar.spread, "limit": torch.tensor(familiar.limit)}
-    replace_file(path, serialize(tensors, about))
+    scale = {"mean": familiar.mean, "spread": familiar.spread, "limit": torch.tensor(familiar.limit)}
+    tensors.write(path, scale, {"judge": sha256(judge_paths(Path(folder))[1])})
 
 
 def load_familiar(judge: IdentityJudge, folder: str | Path = WEIGHTS) -> Familiar:
-    """Read it back; ``FileNotFoundError``, or ``ValueError`` where it is damaged or of another judge."""
+    """Read it back; ``FileNotFoundError``, or ``InputError`` where it is damaged or of another judge."""
     path = Path(folder) / f"familiar-{SIZE}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; expected what `expr-lib judges` writes beside the judges")
-    try:
-        with safe_open(path, "pt") as file:
-            found, (mean, spread, limit) = file.metadata(), map(file.get_tensor, ("mean", "spread", "limit"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file: {error}") from None
-    if found.get("judge") != sha256(judge_paths(Path(folder))[1]):
-        raise ValueError(f"{path}: made for another identity judge; run `expr-lib judges` again")
-    return Familiar(judge, mean, spread, float(limit))
+
+    def check(shapes: tensors.Shapes, about: dict[str, Any]) -> None:
+        if checked(FamiliarFile, about, f"{path}: metadata").judge != sha256(judge_paths(Path(folder))[1]):
+            raise InputError(f"{path}: made for another identity judge; run `expr-lib judges` again")
+        row = torch.empty(22 * judge.config["width"], device="meta")
+        tensors.fits({"mean": row, "spread": row, "limit": row.new_empty(())}, shapes, path)
+
+    scale, _ = tensors.read(path, check, "what `expr-lib judges` writes beside the judges")
+    if not (scale["spread"].min() > 0 and scale["limit"] > 0):
+        raise InputError(f"{path}: spread and limit: found a number of 0 or less, expected positive ones")
+    return Familiar(judge, scale["mean"], scale["spread"], float(scale["limit"]))

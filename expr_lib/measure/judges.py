@@ -8,7 +8,6 @@ ship (half precision).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,16 +15,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from expr_lib import WEIGHTS
+from expr_lib import WEIGHTS, tensors
 from expr_lib.datasets import FaceData, to_float
+from expr_lib.errors import InputError
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
-from expr_lib.files import replace_file
+from expr_lib.schema import JudgeFile, checked
 
-FORMAT = 1
 SIZE = 64
 """Pixels a side at which the judges look; other sizes are resized first."""
 FALSE_ACCEPTS = 0.01
@@ -71,7 +68,7 @@ def _trunk(width: int) -> nn.Sequential:
 def resize(image: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 3, 64, 64), bilinear, antialiased."""
     if image.ndim != 4 or image.shape[1] != 3:
-        raise ValueError(f"image: found shape {tuple(image.shape)}, expected (B, 3, H, W)")
+        raise InputError(f"image: found shape {tuple(image.shape)}, expected (B, 3, H, W)")
     if image.shape[2:] == (SIZE, SIZE):
         return image
     return F.interpolate(image, size=(SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
@@ -196,35 +193,36 @@ def acceptance(judge: Callable[[Tensor], Tensor], first: FaceData, second: FaceD
 
 
 def save_judge(path: Path, judge: AUJudge | IdentityJudge) -> None:
-    """Write weights (matrices in half precision) and ``judge.metadata`` as safetensors, to a temporary name first."""
-    tensors = {
-        name: (t.half() if t.ndim > 1 and t.is_floating_point() else t).contiguous().cpu()
-        for name, t in judge.state_dict().items()
-    }
-    metadata = {"format": FORMAT, "kind": type(judge).__name__, "config": judge.config, **judge.metadata}
+    """Write weights (matrices in half precision) and ``judge.metadata``, whole or not at all."""
+    weights = {name: t.half() if t.ndim > 1 and t.is_floating_point() else t for name, t in judge.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, serialize(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
+    tensors.write(path, weights, {"kind": type(judge).__name__, "config": judge.config, **judge.metadata})
 
 
 def load_judge(path: Path, kind: type[Judge], device: str = "cpu") -> Judge:
-    """Read a judge of this class, frozen, in eval mode. Raises ``FileNotFoundError``, ``ValueError`` in one line."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; expected the weights of a judge (made by `expr-lib judges`)")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            state = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or not a safetensors file: {error}") from None
-    found = (metadata.pop("kind", None), metadata.pop("format", None))
-    if found != (kind.__name__, FORMAT):
-        raise ValueError(f"{path}: found {found[0]} of format {found[1]}, expected {kind.__name__} of format {FORMAT}")
-    try:
-        judge = kind(**metadata.pop("config"))
-        judge.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not the weights of {kind.__name__}: {' '.join(str(error).split())}") from None
-    judge.metadata = metadata
+    """Read a judge of this class, frozen, in eval mode. Raises ``FileNotFoundError``, ``InputError`` in one line."""
+
+    def build(about: dict[str, Any]) -> Judge:
+        made = checked(JudgeFile, about, f"{path}: metadata")
+        if made.kind != kind.__name__:
+            raise InputError(f"{path}: found {made.kind}, expected {kind.__name__}")
+        try:
+            return kind(**made.config)
+        except TypeError:
+            names = ", ".join(made.config)
+            raise InputError(
+                f"{path}: metadata: config: found {names}, expected what {made.kind} is built with"
+            ) from None
+
+    def check(shapes: tensors.Shapes, about: dict[str, Any]) -> None:
+        with torch.device("meta"):
+            own = build(about)
+        tensors.fits(own.state_dict(), shapes, path)
+
+    weights, about = tensors.read(path, check, "the weights of a judge, made by `expr-lib judges`")
+    judge = build(about)
+    judge.load_state_dict(weights)
+    judge.metadata = {key: about[key] for key in about if key not in ("kind", "config", "format", "sha256")}
     return judge.to(device).requires_grad_(False).eval()
 
 

@@ -208,7 +208,7 @@ def cross_talk(
             true = replace(plan, subject=plan.subject[a[chunk]], views=plan.views[a[chunk]], au=au)
             truth.append(judge(render(true, renderer, torch.arange(len(chunk)), device) if w else image))
         for name, values in (("network", network), ("true render", truth)):
-            read[name].append(torch.stack(values, 1).double().cpu())  # (B, 5, n_aus)
+            read[name].append(torch.stack(values, 1).cpu().double())  # (B, 5, n_aus)
     who = plan.subject[a].numpy()
     return {
         "weights": list(WEIGHTS),

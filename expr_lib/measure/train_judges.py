@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from expr_lib import WEIGHTS
 from expr_lib.datasets import FaceData, to_float
+from expr_lib.errors import MAX_SEED, InputError, check_range
 from expr_lib.files import replace_file
 from expr_lib.measure.familiar import calibrate, save_familiar
 from expr_lib.measure.judges import (
@@ -50,6 +51,12 @@ class JudgeConfig:
     width: int = 32
     seed: int = 0
     bf16: bool = False  # faster on a GPU and on CPUs with matrix tiles, slower on others
+
+    def __post_init__(self) -> None:
+        check_range(
+            self, epochs=(1, 100_000), batch_size=(2, 65_536), lr=(1e-9, 1), weight_decay=(0, 10), scale=(1e-3, 1e4),
+            margin=(0, 1), width=(1, 512), seed=(0, MAX_SEED),
+        )  # fmt: skip
 
 
 def augment(image: Tensor, generator: torch.Generator | None = None, strength: float = 1.0) -> Tensor:
@@ -180,7 +187,7 @@ def _finished(path: Path, kind: type[Judge], made: dict[str, Any]) -> bool:
     """Is there a judge already that was ``made`` so, with its ceilings?"""
     try:
         found = load_judge(path, kind).metadata
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, InputError):
         return False
     return "ceilings" in found and json.dumps({key: found.get(key) for key in made}) == json.dumps(made)
 
@@ -199,8 +206,10 @@ def train_judges(
     data, out, config = FaceData.open(folder), Path(out), config or JudgeConfig()
     held_out = data[data.split != "train"]
     people = np.unique(held_out.subject)
+    if len(data) - len(held_out) < 2:
+        raise InputError(f"{folder}: train: found {len(data) - len(held_out)} images, expected at least 2")
     if len(people) < 4:
-        raise ValueError(f"{folder}: val and test: found {len(people)} subjects, expected at least 4")
+        raise InputError(f"{folder}: val and test: found {len(people)} subjects, expected at least 4")
     first, second = (held_out[np.isin(held_out.subject, people[k::2])] for k in (0, 1))
     made = {
         "data": {key: data.meta.get(key) for key in ("generator", "config", "sha256")},

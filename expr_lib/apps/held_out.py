@@ -1,0 +1,82 @@
+"""The people that everything is measured and shown on, and the judges that have not met them either."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from expr_lib.errors import InputError
+
+if TYPE_CHECKING:
+    from expr_lib.faces.plan import FacePlan
+    from expr_lib.faces.render import Renderer
+    from expr_lib.measure.dlib_judge import DlibJudge
+    from expr_lib.measure.judges import Judges
+
+HELD_OUT_SEED = 4610
+"""Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""
+
+
+def held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
+    """A hundred people, ten expressions each, all of them held out."""
+    from expr_lib.faces.plan import FacesConfig, plan_faces
+
+    return plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=seed, val=0.0, test=1.0))
+
+
+def second_judge(size: int, renderer: "Renderer") -> "DlibJudge":
+    """dlib's recognizer with the threshold for rendered faces of this size, from people whom nobody else meets."""
+    import numpy as np
+
+    from expr_lib.datasets import FaceData
+    from expr_lib.faces.plan import FacesConfig, plan_faces
+    from expr_lib.facs import AU_NAMES
+    from expr_lib.measure.dlib_judge import dlib_judge
+    from expr_lib.measure.probes import PROBE_SEED
+
+    plan = plan_faces(FacesConfig(80, 5, size=size, seed=PROBE_SEED, val=0.0, test=0.0))
+    chunks = np.array_split(np.arange(len(plan)), 10)
+    images = np.concatenate([plan.render(renderer, rows)[0].cpu().numpy() for rows in chunks])
+    judge = dlib_judge(FaceData(images, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {}))
+    print(f"dlib on true renders of {size} px: " + ", ".join(f"{k} {v:.3f}" for k, v in judge.ceilings.items()))
+    return judge
+
+
+def say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) -> None:
+    """One line on stderr for each image (S, S, 3) that is far from the rendered faces a checkpoint was trained on.
+
+    ``about`` is the checkpoint's metadata.
+    """
+    import torch
+
+    from expr_lib.datasets import to_float
+    from expr_lib.measure.familiar import load_familiar
+    from expr_lib.measure.judges import load_judges
+
+    if str(about.get("data", {}).get("generator", "")).startswith("import"):
+        return  # trained on other faces than those that the scale was made with
+    images = to_float(torch.from_numpy(faces)).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
+    for name, distance in zip(names, load_familiar(load_judges().identity).distance(images).tolist(), strict=True):
+        if distance > 1:
+            known = "99 of 100 rendered faces are below 1.00"
+            print(f"expr-lib: {name} is unlike the faces these weights know: {distance:.2f}, {known}", file=sys.stderr)
+
+
+def unmet_judges(name: str, about: dict[str, Any], seed: int = HELD_OUT_SEED, device: str = "cpu") -> "Judges":
+    """The shipped judges; ``InputError`` where the seed is one that they, or a checkpoint, were trained on.
+
+    ``name`` and metadata ``about`` are the checkpoint's.
+    """
+    from expr_lib.measure.judges import load_judges
+    from expr_lib.measure.probes import PROBE_SEED
+
+    def check(who: str, data: dict[str, Any]) -> None:
+        if data.get("config", {}).get("seed") == seed:
+            raise InputError(f"--seed {seed}: {who} was trained on these people; expected another seed")
+
+    check(name, about.get("data", {}))
+    check("the probe of f_f", {"config": {"seed": PROBE_SEED}})
+    judges = load_judges(device)
+    for judge in judges:
+        check(type(judge).__name__, judge.metadata.get("data", {}))
+    return judges

@@ -1,0 +1,119 @@
+"""What the user said, checked before anything is done: arguments, where output may go, and errors in one line."""
+
+import errno
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from expr_lib.errors import InputError
+
+ADVICE = {
+    errno.ENOSPC: "make room and run the same command again",
+    errno.EDQUOT: "make room and run the same command again",
+    errno.EACCES: "choose a place that you may use",
+    errno.EPERM: "choose a place that you may use",
+    errno.EROFS: "choose a place that may be written",
+    errno.ENOENT: "expected something that exists",
+    errno.ENOTDIR: "a file stands where a folder is expected",
+    errno.EEXIST: "a file stands where a folder is expected",
+    errno.EISDIR: "expected the name of a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Callable[[], Any]:
+    """The command with its arguments, not yet run; what the parser cannot read it explains itself, with exit code 2.
+
+    InputError if a config refuses a number; it names the option as it was typed.
+    """
+
+    @wraps(command)
+    def bound(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return partial(command, *args, **kwargs)
+
+    explained = io.StringIO()
+    try:
+        with redirect_stderr(explained):
+            return tyro.cli(bound, prog=f"expr-lib {name}", args=arguments)
+    except InputError as error:
+        raise InputError(_as_typed(str(error), arguments)) from None
+    except SystemExit as left:
+        why: BaseException | None = left
+        while why is not None and not isinstance(why, InputError):
+            why = why.__context__
+        if why is None:
+            sys.stderr.write(explained.getvalue())
+            raise
+        raise InputError(_as_typed(str(why), arguments)) from None
+
+
+def _as_typed(message: str, arguments: Sequence[str]) -> str:
+    field, _, rest = message.partition(":")
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option.startswith("--") and re.split("[.]|--", option)[-1].replace("-", "_").strip("_") == field.strip("_"):
+            return f"{option}:{rest}"
+    return message
+
+
+def told(error: BaseException) -> str:
+    """An error in one line; of the system's own: which file, what happened, what to do."""
+    text = " ".join(str(error).split())
+    if not (isinstance(error, OSError) and text.startswith("[Errno")):
+        return text
+    what = f"{os.fsdecode(error.filename)}: cannot be read or written" if error.filename else "cannot read or write"
+    advice = ADVICE.get(error.errno or 0, "set it right and run the same command again")
+    return f"{what}: {(error.strerror or 'error').lower()}; {advice}"
+
+
+@contextmanager
+def input_errors(where: str = "") -> Iterator[None]:
+    """Inside, a ValueError is the input's fault: importers and readers of images say so with it; `where` begins it."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{where}{error}") from error
+
+
+def count(option: str, value: int, least: int, most: int) -> int:
+    """A whole number in its range; InputError names the option."""
+    if not least <= value <= most:
+        raise InputError(f"{option}: found {value}, expected {least:,} to {most:,}")
+    return value
+
+
+def may_write(option: str, path: Path, *, folder: bool = False, ending: str = "") -> None:
+    """InputError if no folder, or no file of this ending, can be made there; nothing is made."""
+    if path.exists() and path.is_dir() != folder:
+        kind = "file" if path.is_dir() != folder and folder else "folder"
+        raise InputError(f"{option} {path}: is a {kind}, expected the name of a {'folder' if folder else 'file'}")
+    if ending and path.suffix.lower() != ending:
+        raise InputError(f"{option} {path}: found the ending {path.suffix!r}, expected {ending!r}")
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists() or parent.is_symlink())
+    if there != path and not there.is_dir():
+        raise InputError(f"{option} {path}: {there} is a file, expected a folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"{option} {path}: {there} may not be written; choose another place")
+
+
+def device_of(name: str) -> str:
+    """``auto`` -> the fastest device there is; InputError for one that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch("cpu|(cuda|mps|xpu)(:[0-9]{1,2})?", name):
+        raise InputError(f"--device: found {name!r}, expected auto, cpu, cuda or mps")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name

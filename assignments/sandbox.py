@@ -41,9 +41,10 @@ WORK = "/tmp/work"
 
 
 def environment(kind: str, shared: str) -> dict[str, str]:
-    """Nothing of the caller's environment but the language and the number of threads."""
+    """Nothing of the caller's environment but language, time zone and number of threads."""
     home = "/tmp/home" if kind != "limits" else shared
     kept = {name: os.environ[name] for name in ("LANG", "OMP_NUM_THREADS", "TZ") if name in os.environ}
+    kept.setdefault("OMP_NUM_THREADS", "1")  # on a busy machine, threads that wait for each other cost whole cells
     return kept | {
         "HOME": home, "USER": "student", "LOGNAME": "student", "TMPDIR": "/tmp" if kind != "limits" else shared,
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1",

@@ -17,7 +17,6 @@ from expr_lib.errors import InputError, check_range
 class ModelConfig:
     """Sizes of the networks. `size` and `n_aus` are taken from the data set when training."""
 
-    generator: Literal["drawn", "moved"] = "drawn"  # G draws the face anew, or moves the pixels of the face at rest
     size: int = 64  # S, pixels at which E looks; a multiple of 16 (drawn) or of 32 (moved)
     n_aus: int = 17  # n
     d: int = 8  # numbers per action unit in f_r
@@ -28,6 +27,7 @@ class ModelConfig:
     width_d: int = 32  # channels of the first layer of the image discriminator
     levels: tuple[int, ...] = (4,)  # AU classes for the adversary, 2 to 6: one number for all AUs or one for each
     conditional: bool = True  # the image discriminator also asks whether the image shows the AUs it should
+    generator: Literal["drawn", "moved"] = "drawn"  # G draws the face anew, or moves the pixels of the face at rest
 
     def __post_init__(self) -> None:
         check_range(
@@ -36,7 +36,7 @@ class ModelConfig:
         )  # fmt: skip
         unit, halvings = (16, 2) if self.generator == "drawn" else (32, 3)
         if self.size % unit:
-            raise InputError(f"size: found {self.size}, expected a multiple of {unit} ({self.generator})")
+            raise InputError(f"size: found {self.size}, expected a positive multiple of {unit} ({self.generator})")
         if any(c % max(1, c // 16) for c in (self.width >> k for k in range(halvings))):  # groups of `norm`
             raise InputError(f"width: found {self.width}, expected a multiple of {8 << halvings}, or 8 to 31")
         if len(self.levels) not in (1, self.n_aus) or not all(2 <= level <= 6 for level in self.levels):

@@ -33,6 +33,10 @@ SHOWN = ("au", "self_", "cycle", "realism", "guide", "take", "rest")  # losses b
 EXPLODED = 100.0  # every loss but the weighted total is a mean of order 1; in a healthy run none has exceeded 2
 
 
+TABLE_IMAGES = 4096
+"""Images of the training set, evenly spaced, from which the table of f_r by intensity is made."""
+
+
 class Run:
     """What happens around the steps. Inside `with Run(...) as run:` the folder is this run's alone, and signals wait.
 
@@ -50,8 +54,9 @@ class Run:
         pairs = held_out_pairs(data, config.n_samples, config.seed, split=split)  # (n, 2)
         rows, places = np.unique(pairs, return_inverse=True)
         self.data, self.held_out = data[rows], places.reshape(pairs.shape)  # those rows alone go to the device
-        rows = np.flatnonzero(data.split == "train")
-        self.table_rows = data[rows[np.unique(np.linspace(0, len(rows) - 1, min(TABLE_IMAGES, len(rows))).astype(int))]]
+        learn = data.subset("train")
+        spaced = np.unique(np.linspace(0, len(learn) - 1, min(TABLE_IMAGES, len(learn))).astype(int))
+        self.table_images = learn[spaced]
         self.watch = Watch(nets, self.path)
 
     def __enter__(self) -> Run:
@@ -97,7 +102,7 @@ class Run:
         if self.log and (save or told):
             tensors = all_tensors(self.nets)
             if done == c.steps:
-                tensors[checkpoint.TABLE] = table(self.nets.ema, self.table_rows, self.nets.accelerator.device)
+                tensors[checkpoint.TABLE] = table(self.nets.ema, self.table_images, self.nets.accelerator.device)
             metadata = checkpoint.describe(self.nets.ema, step=done, **self.about)
             checkpoint.save(self.path, tensors, metadata, keep_previous=True)
         if told:
@@ -298,13 +303,9 @@ class Log:
         self.board.add_image("samples", grid, step, dataformats="HWC")
 
 
-TABLE_IMAGES = 4096
-"""Images of the training set, evenly spaced, from which the table of f_r by intensity is made."""
-
-
 @torch.no_grad()
 def table(swapper: Swapper, data: FaceData, device: torch.device) -> Tensor:
-    """The mean f_r of each AU at each intensity over these images, (n, 6, d)."""
+    """The mean f_r of each AU at each intensity over these training images, (n, 6, d)."""
     chunks = np.array_split(np.arange(len(data)), -(-len(data) // 64))
     f_r = torch.cat([swapper.read_au(to_float(data.pixels(chunk, device)))[0].cpu() for chunk in chunks])
     return mean_f_r(f_r, torch.from_numpy(data.au))

@@ -124,8 +124,8 @@ def test_every_import_is_declared(path):
 
 
 LAYERS = """
-errors facs files images processes blocks moving model losses schema tensors datasets
-step take_step checkpoint run train swap
+errors facs files images processes blocks moving model losses schema tensors
+datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.align importers.scale importers.source importers.labels importers.frames importers.people
 importers.blendshapes importers.pickled importers.bp4d importers.ckplus importers.disfa importers.ganimation

@@ -343,7 +343,8 @@ CONFIGS: list[tuple[str, str, type]] = [
     ("faces", "", FacesConfig), ("judges", "", JudgeConfig), ("import", "", ImportConfig),
 ]  # fmt: skip
 NOT_ZERO = """steps warmup_batch_size batch_size warmup_lr lr take_lr lr_d feature_d_steps log_every sample_every
-save_every n_samples size n_aus d c_f width width_r width_d n_subjects images_per_subject images_per_take epochs scale""".split()
+save_every n_samples size n_aus d c_f width width_r width_d n_subjects images_per_subject
+images_per_take epochs scale""".split()
 
 
 @of("numbers of every config", 200)
@@ -389,9 +390,8 @@ def test_other_options(
         (tmp_path / "beside.json").write_text(text)
         told = family.command("evaluate", weights, "-o", new / "x.json", "--beside", tmp_path / "beside.json")
         assert "beside.json" in told
-    assert "images of 16 pixels and no others" in family.command(
-        "evaluate", weights, "-o", new / "x.json", "--size", 32
-    )
+    told = family.command("evaluate", weights, "-o", new / "x.json", "--size", 32)
+    assert "images of 16 pixels and no others" in told
     family.command("train", tiny_folder, "--run", new, "--generator", "moved")
     for value in ("nan", "inf", "-0.1", "1.1"):
         family.command(*image, "--amount", value)

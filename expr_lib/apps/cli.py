@@ -355,11 +355,22 @@ def evaluate(
     judges, plan = unmet_judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(size, seed)
     second = second_judge(size, renderer) if second_identity_judge else None
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
-    command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}"
-    command += f" --size {size}" * (size != swapper.config.size) + " --second-identity-judge" * second_identity_judge
+    more = f" --size {size}" * (size != swapper.config.size) + " --second-identity-judge" * second_identity_judge
+    command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}{more}"
     about = {"command": command, "checkpoint": checkpoint.name, "label": label or checkpoint.stem}
+    # what is in the features, and what moves alone, does not depend on the size of the picture
+    n_probe, n_moves = (6000, 32) if size == swapper.config.size else (0, 0)
     results = measure.evaluate(
-        swapper, plan, renderer, judges, n_pairs=pairs, device=device, about=about, second=second
+        swapper,
+        plan,
+        renderer,
+        judges,
+        n_pairs=pairs,
+        device=device,
+        about=about,
+        second=second,
+        n_probe=n_probe,
+        n_moves=n_moves,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     measure.write_results(out, results)

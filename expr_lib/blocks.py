@@ -34,11 +34,11 @@ class ModelConfig:
             self, size=(16, 512), n_aus=(1, 100), d=(1, 256), c_f=(1, 512), noise=(0, 100), width=(8, 1024),
             width_r=(1, 2048), width_d=(1, 1024),
         )  # fmt: skip
-        unit = 16 if self.generator == "drawn" else 32
+        unit, halvings = (16, 2) if self.generator == "drawn" else (32, 3)
         if self.size % unit:
-            raise InputError(f"size {self.size}: expected a positive multiple of {unit}")
-        if any(c % max(1, c // 16) for c in (self.width, self.width // 2)):  # groups of `norm`
-            raise InputError(f"width {self.width}: expected a multiple of 32, or 8 to 31")
+            raise InputError(f"size: found {self.size}, expected a positive multiple of {unit} ({self.generator})")
+        if any(c % max(1, c // 16) for c in (self.width >> k for k in range(halvings))):  # groups of `norm`
+            raise InputError(f"width: found {self.width}, expected a multiple of {8 << halvings}, or 8 to 31")
         if len(self.levels) not in (1, self.n_aus) or not all(2 <= level <= 6 for level in self.levels):
             raise InputError(f"levels {self.levels}: expected one number from 2 to 6, or {self.n_aus} of them")
 

@@ -1,7 +1,8 @@
 """Weights of a swapper in and out, whole, checked, and by name.
 
 A training checkpoint and a released model are the same kind of file. A tensor's name starts with what it belongs to
-(`swapper.`, `ema.`, `D.`, `opt_G.` ...); a released model has only `ema.`, the averaged weights, used at run time.
+(`swapper.`, `ema.`, `D.`, `opt_G.` ...); a released model has only `ema.`, the averaged weights, used at run time, and
+`table.f_r`, which older ones lack.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from expr_lib.schema import SwapperFile, checked
 from expr_lib.tensors import Shapes, fits, previous
 from expr_lib.tensors import write as save
 
+TABLE = "table.f_r"
+"""The mean f_r of each AU at each intensity, (n, 6, d): a finished run has it beside its weights."""
 Check = Callable[[Shapes, dict[str, Any]], None]
 
 
@@ -133,12 +136,17 @@ def check_swapper(shapes: Shapes, metadata: dict[str, Any], path: str | Path) ->
 
     Compared with networks on the meta device: a file that lies about its size takes no memory.
     """
+    config = model_config(metadata, path)
     with torch.device("meta"):
-        own = Swapper(model_config(metadata, path))
-        table = torch.empty(own.config.n_aus, int(MAX_INTENSITY) + 1, own.config.d)
+        own = Swapper(config)
     check_module("ema", own, shapes, path)
-    if "table.f_r" in shapes:
-        fits({"table.f_r": table}, {"table.f_r": shapes["table.f_r"]}, path)
+    check_table(config, shapes, path)
+
+
+def check_table(config: ModelConfig, shapes: Shapes, path: str | Path) -> None:
+    """InputError if a file holds another table than that of f_r by intensity (n, 6, d); it may have none."""
+    if given := {name: tensor for name, tensor in shapes.items() if name.startswith("table.")}:
+        fits({TABLE: torch.empty(config.n_aus, int(MAX_INTENSITY) + 1, config.d, device="meta")}, given, path)
 
 
 def read_swapper(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -173,7 +181,7 @@ def load_swapper(
     swapper = Swapper(model_config(metadata, path)).to(device)
     swapper.au_names, swapper.metadata = found, metadata
     load_module("ema", swapper, tensors, path)
-    swapper.table = tensors.get("table.f_r")
+    swapper.table = tensors[TABLE].float() if TABLE in tensors else None
     return swapper.eval()
 
 
@@ -184,7 +192,8 @@ def ship(source: str | Path, target: str | Path) -> None:
     """
     tensors, metadata = read_swapper(source)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    save(target, {name: tensor for name, tensor in tensors.items() if name.startswith(("ema.", "table."))}, metadata)
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith("ema.") or name == TABLE}
+    save(target, kept, metadata)
 
 
 PER_AU = {  # tensors of the swapper that have a part for each AU: name -> axis

@@ -263,7 +263,7 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
     take = np.full(rows, -1)
     if "take" in table:
         known = table["take"] != ""
-        check("take", ~known | table["take"].str.fullmatch(r"\d{1,18}"), "a whole number >= 0 or an empty cell")
+        check("take", ~known | table["take"].str.fullmatch(r"[0-9]{1,18}"), "a whole number >= 0 or an empty cell")
         take[known] = table.loc[known, "take"].to_numpy(np.int64)
         whose = table.loc[known].groupby("take")["subject"].transform("first").reindex(table.index)
         check("take", ~known | (whose == table["subject"]), "a take of this subject alone")
@@ -298,7 +298,7 @@ def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
     """-> rows (n, 3) int64: two images of one take, and the image of it that is at rest, or -1 if it has none.
 
     The first is uniform over all rows that have company in their take, the second over the others of it. At rest is the
-    first row of a take whose labels are all known and all 0. Raises ``ValueError`` if no take has two images.
+    first row of a take whose labels are all known and all 0. Raises ``InputError`` if no take has two images.
     """
     order, start, size, rest = data.takes
     at = rng.integers(len(order), size=n)  # (n,)

@@ -102,7 +102,7 @@ class Run:
         if self.log and (save or told):
             tensors = all_tensors(self.nets)
             if done == c.steps:
-                tensors["table.f_r"] = table(self.nets.ema, self.table_images, self.nets.accelerator.device)
+                tensors[checkpoint.TABLE] = table(self.nets.ema, self.table_images, self.nets.accelerator.device)
             metadata = checkpoint.describe(self.nets.ema, step=done, **self.about)
             checkpoint.save(self.path, tensors, metadata, keep_previous=True)
         if told:
@@ -187,6 +187,11 @@ def resume(
     def check(shapes: dict[str, Tensor], found: dict[str, Any]) -> None:
         kept = checked(SwapperFile, found, f"{path}: metadata")
         checkpoint.check_au_names(kept.au_names, nets.swapper.au_names, path)
+        checked(TrainConfig, kept.train, f"{path}: metadata: train")
+        config = checkpoint.model_config(found, path)
+        if config.generator != (now := nets.swapper.config.generator):
+            raise InputError(f"{path}: made with generator {config.generator} (now {now}); begin with another --run")
+        checkpoint.check_table(config, shapes, path)
         for name, value in vars(nets).items():
             if isinstance(value, nn.Module):
                 checkpoint.check_module(name, value, shapes, path)
@@ -221,11 +226,15 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[A
 
 
 def _settings(about: dict[str, Any]) -> dict[str, Any]:
-    """Everything that defines a run, flat; what a file of an older version lacks had the value that is the default."""
-    train = asdict(TrainConfig()) | about.get("train", {})
+    """Everything that defines a run, flat; what a file of an older version lacks had the value that is the default.
+
+    Files tell what "auto" was settled to; those that do not know the choice are of the paper's way.
+    """
+    train = asdict(TrainConfig()) | {"supervision": "unpaired", "generator": "drawn"} | about.get("train", {})
     parts = {
-        "": {name: value for name, value in train.items() if name not in ("weights", "model")},
+        "": {name: value for name, value in train.items() if name not in ("weights", "take_weights", "model")},
         "weights.": asdict(Weights()) | train["weights"],
+        "take_weights.": asdict(TakeWeights()) | train["take_weights"],
         "model.": asdict(ModelConfig()) | about["model"],
         "data.": {name: text[:12] for name, text in about.get("data", {}).get("sha256", {}).items()},
         "start.": {"from": about.get("start", {}).get("from")},

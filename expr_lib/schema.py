@@ -1,4 +1,4 @@
-"""What files may say of themselves: the metadata of weights, of data sets and of journals, with types and limits.
+"""What files may say of themselves: metadata of weights, data sets and journals, and results, with types and limits.
 
 Nothing is believed before it was compared with one of these; sizes of networks have their ranges in `ModelConfig`.
 """
@@ -111,6 +111,30 @@ class JournalFile(DataFile, kw_only=True):
 
     device: Name
     crc32: list[Annotated[int, Meta(ge=0, lt=2**32)]] = []
+
+
+class Figure(Struct):
+    """A number with its interval; nothing where it is undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class ResultsFile(Struct):
+    """What `expr-lib evaluate` wrote: every measure of every row, and of which pairs."""
+
+    rows: dict[str, dict[str, Figure]]
+    n_pairs: Count
+    seed: Count
+    split: Name
+    size: Size
+    generator: Name
+    about: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if "ours" not in self.rows:
+            raise ValueError(f"rows: found {sorted(self.rows)}, expected ours")
 
 
 def check_unique(names: tuple[str, ...]) -> None:

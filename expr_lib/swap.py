@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from expr_lib import SHIPPED
 from expr_lib.checkpoint import load_swapper
-from expr_lib.datasets import to_float, to_uint8
+from expr_lib.datasets import NUMBER, to_float, to_uint8
 from expr_lib.errors import InputError
 from expr_lib.facs import MAX_INTENSITY
 from expr_lib.model import Swapper, mix
@@ -45,10 +46,9 @@ def parse_expression(words: tuple[str, ...], au_names: tuple[str, ...]) -> dict[
             raise InputError(f"{word}: found action unit {name!r}, expected one of {', '.join(au_names)}")
         if name in asked:
             raise InputError(f"{word}: {name} comes twice")
-        try:
-            asked[name] = float(number)
-        except ValueError:
-            raise InputError(f"{word}: found {number!r} after the sign =, expected a number from 0 to 5") from None
+        if not re.fullmatch(f"{NUMBER}|nan|[+-]?inf", number):
+            raise InputError(f"{word}: found {number!r} after the sign =, expected a number from 0 to 5")
+        asked[name] = float(number)
         if not 0 <= asked[name] <= MAX_INTENSITY:
             raise InputError(f"{word}: found intensity {number}, expected 0 (absent) to 5 (FACS letter E)")
     if not asked:
@@ -87,8 +87,6 @@ def swap_images(
     w = torch.ones(f_r_a.shape[1], device=f_r_a.device) if weights is None else weights.to(f_r_a.device)
     swap_a = swapper.generate(f_f_a, mix(f_r_a, f_r_b, w))  # identity of a, expression of b
     swap_b = swapper.generate(f_f_b, mix(f_r_b, f_r_a, w))
-    if not (swap_a.isfinite().all() and swap_b.isfinite().all()):
-        raise InputError("the checkpoint draws numbers that are not finite; expected weights that training has made")
     return _pixels(swap_a, a), _pixels(swap_b, b)
 
 
@@ -113,4 +111,6 @@ def _faces(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:
 
 def _pixels(images: Tensor, like: np.ndarray | Tensor) -> np.ndarray:
     """(B, 3, S, S) in [-1, 1] -> uint8, channels last, with the leading dimensions of the input."""
+    if not images.isfinite().all():
+        raise InputError("the checkpoint draws numbers that are not finite; expected weights that training has made")
     return to_uint8(images).permute(0, 2, 3, 1).reshape(tuple(like.shape)).cpu().numpy()

@@ -141,10 +141,8 @@ def train(
     """
     run = Path(run)
     learn = data.subset("train")
-    if len(np.unique(learn.subject)) < 2:
-        raise InputError(
-            f"split train: found {len(np.unique(learn.subject))} subjects, expected at least two for a pair"
-        )
+    if (people := len(np.unique(learn.subject))) < 2:
+        raise InputError(f"split train: found {people} subjects, expected at least two for a pair")
     config = settled(config, learn)
     if start_from:
         config = replace(config, model=checkpoint.fine_tune_config(start_from, config.model), warmup_steps=0)

@@ -30,7 +30,7 @@ from expr_lib.measure.familiar import Familiar, load_familiar, save_familiar
 from expr_lib.measure.judges import AUJudge, IdentityJudge, load_judge, save_judge
 from expr_lib.measure.train_judges import JudgeConfig
 from expr_lib.model import ModelConfig, Swapper
-from expr_lib.step import TrainConfig, Weights
+from expr_lib.step import TakeWeights, TrainConfig, Weights
 from expr_lib.train import train
 
 AUS = ("AU1", "AU12", "AU26")
@@ -209,6 +209,11 @@ def test_tensors_of_a_swapper(family: Family, tmp_path: Path, swapper: Any) -> N
     name = next(name for name in weights if name.endswith("running_var"))
     write_raw(path, weights | {name: -weights[name]}, about)
     assert "negative variance" in family.command("ship", path, "-o", out)
+    for table in (torch.zeros(3, 6, 3), torch.full((3, 6, 2), math.nan), torch.zeros(3, 6, 2).double()):
+        write_raw(path, weights | {"table.f_r": table}, about)
+        assert "table.f_r" in family.command("ship", path, "-o", out)
+    write_raw(path, weights | {"table.f_f": torch.zeros(3, 6, 2)}, about)
+    assert "table.f_f" in family.command("ship", path, "-o", out)
     write_raw(path, {"D.x": torch.zeros(1)}, about)
     assert "holds no 'ema' weights" in family.command("ship", path, "-o", out)
 
@@ -303,7 +308,7 @@ def test_a_resumed_run(family: Family, tmp_path: Path, tiny_folder: Path) -> Non
         "--seed 1", "--lr 0.001", "--lr-d 0.001", "--warmup-lr 0.001", "--batch-size 3", "--warmup-batch-size 3",
         "--adversary none", "--model.noise 0.5", "--steps 1", "--cooldown 0.5", "--ema 0.9", "--weights.au 1",
         "--consistency cycle", "--no-detach-swap", "--feature-d-steps 1", "--warmup-steps 0", "--model.d 3",
-        "--model.width-d 16", "--model.no-conditional",
+        "--take-lr 0.001", "--take-weights.rest 1", "--model.width-d 16", "--model.no-conditional",
     ):  # fmt: skip
         told = family.command(*common, *other.split())
         assert str(path) in told
@@ -311,8 +316,11 @@ def test_a_resumed_run(family: Family, tmp_path: Path, tiny_folder: Path) -> Non
             assert (
                 "--allow-changes" in told and other.split()[0].strip("-").replace("-", "_").removeprefix("no_") in told
             )
+    assert "found no take with two images" in family.command(*common, "--supervision", "takes")
     weights, about = opened(path)
     for change in (
+        {"train": about["train"] | {"weights": 3}}, {"train": about["train"] | {"take_weights": {"au": -1}}},
+        {"train": about["train"] | {"supervision": "none"}}, {"train": about["train"] | {"take_lr": 0}},
         {"step": "2"}, {"step": -1}, {"train": []}, {"data": 3}, {"changes": {}}, {"au_names": ["AU1", "AU12", "AU4"]},
     ):  # fmt: skip
         write_raw(path, weights, about | change)
@@ -330,11 +338,13 @@ def test_a_resumed_run(family: Family, tmp_path: Path, tiny_folder: Path) -> Non
 # -- options -------------------------------------------------------------------------------------------------------
 
 CONFIGS: list[tuple[str, str, type]] = [
-    ("train", "", TrainConfig), ("train", "weights.", Weights), ("train", "model.", ModelConfig),
+    ("train", "", TrainConfig), ("train", "weights.", Weights), ("train", "take_weights.", TakeWeights),
+    ("train", "model.", ModelConfig),
     ("faces", "", FacesConfig), ("judges", "", JudgeConfig), ("import", "", ImportConfig),
 ]  # fmt: skip
-NOT_ZERO = """steps warmup_batch_size batch_size warmup_lr lr lr_d feature_d_steps log_every sample_every save_every
-n_samples size n_aus d c_f width width_r width_d n_subjects images_per_subject images_per_take epochs scale""".split()
+NOT_ZERO = """steps warmup_batch_size batch_size warmup_lr lr take_lr lr_d feature_d_steps log_every sample_every
+save_every n_samples size n_aus d c_f width width_r width_d n_subjects images_per_subject
+images_per_take epochs scale""".split()
 
 
 @of("numbers of every config", 200)
@@ -347,7 +357,7 @@ def test_numbers_of_every_config(family: Family, tmp_path: Path, tiny_folder: Pa
             kind = str(field.type)
             values = ["nan", "inf", "-inf", "-1e9", "1e30"] * (kind == "float") + ["-1", str(10**30)] * (kind == "int")
             values += ["0"] * (field.name in NOT_ZERO and kind in ("int", "float"))
-            option = f"--{prefix}{re.sub('(?<=.)_(?=.)', '-', field.name)}"
+            option = f"--{prefix.replace('_', '-')}{re.sub('(?<=.)_(?=.)', '-', field.name)}"
             for value in values:
                 told = family.command(command, *where.get(command, [tiny_folder]), *options, f"{option}={value}")
                 assert option in told and "found" in told and "expected" in told, told
@@ -367,6 +377,22 @@ def test_other_options(
         family.command("evaluate", weights, "-o", new / "x.json", "--pairs", value)
     for value in ("-1", "0", "15", "1000000"):
         family.command("align", *pair, "-o", new, "--size", value)
+        family.command("evaluate", weights, "-o", new / "x.json", "--size", value)
+    for value in ("-1", "1001"):
+        family.command("align", *pair, "-o", new, "--face", value)
+        family.command(*image, "--photographs", "--face", value)
+    family.command("align", *pair, "-o", new, "--face", "1", "--largest")
+    for word in ("AU1", "AU99=1", "AU1=6", "AU1=nan", "AU1=1e9", "AU1=٣", "AU1=1_0"):
+        family.command("express", pair[0], word, "-o", tmp_path / "x.png", "--checkpoint", weights)
+    told = family.command("express", pair[0], "AU1=1", "-o", tmp_path / "x.png", "--checkpoint", weights)
+    assert "no table of f_r" in told
+    for text in ("", "[]", '{"rows": 3}', '{"rows": {"ours": {}}, "n_pairs": 6}'):
+        (tmp_path / "beside.json").write_text(text)
+        told = family.command("evaluate", weights, "-o", new / "x.json", "--beside", tmp_path / "beside.json")
+        assert "beside.json" in told
+    told = family.command("evaluate", weights, "-o", new / "x.json", "--size", 32)
+    assert "images of 16 pixels and no others" in told
+    family.command("train", tiny_folder, "--run", new, "--generator", "moved")
     for value in ("nan", "inf", "-0.1", "1.1"):
         family.command(*image, "--amount", value)
     for value in ("AU99", "smile", "", "au1"):
@@ -409,6 +435,7 @@ def test_where_the_output_may_go(family: Family, tmp_path: Path, tiny_folder: Pa
         family.command("evaluate", weights, "-o", tmp_path / "x.json", "--figures", place)
     for place in (folder, file / "x", file, long):
         family.command("swap", *pair, "-o", place, "--checkpoint", weights)
+        family.command("express", pair[0], "AU1=1", "-o", place, "--checkpoint", weights)
         family.command("evaluate", weights, "-o", place)
         family.command("ship", weights, "-o", place)
     (tmp_path / "no-utf8.md").write_bytes(b"\xff\xfe\xff")

@@ -116,7 +116,8 @@ def swap(
     from expr_lib.importers.align import Choice, align, beside, paste
 
     may_write("--out", out, ending=".png")
-    if (largest or face) and not photographs:
+    choice = _choice(largest, face)
+    if choice != Choice() and not photographs:
         raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
     with input_errors():
         images = [read_image(path) for path in (a, b)]  # before the networks are imported: a wrong file is told at once
@@ -129,7 +130,7 @@ def swap(
     aligned = []
     for path, image in zip((a, b), images, strict=True) if photographs else ():
         with input_errors(f"{path}: "):
-            aligned.append(align(image, size, Choice(largest, face)))
+            aligned.append(align(image, size, choice))
     faces = np.stack([cut.face for cut in aligned] or [square(image, size) for image in images])  # (2, S, S, 3)
     swapped = np.stack(swap_images(swapper, faces[0], faces[1], weights))
     rows = np.stack([faces, swapped] if inputs else [swapped])  # (R, 2, S, S, 3)
@@ -244,12 +245,12 @@ def align(
         largest: of several faces in a photograph take the largest.
         face: of several faces take this one, counted from 1 from left to right.
     """
-    from expr_lib.importers.align import Choice, align_all
+    from expr_lib.importers.align import align_all
 
     count("--size", size, 16, 1024)
     may_write("--out", out, folder=True)
     with input_errors():
-        for line in align_all(photographs, out, size, Choice(largest, face)):
+        for line in align_all(photographs, out, size, _choice(largest, face)):
             print(line)
 
 
@@ -332,6 +333,7 @@ def evaluate(
         device: cpu, cuda, mps; auto takes the fastest there is.
     """
     count("--pairs", pairs, 6, 100_000)
+    count("--size", 64 if size is None else size, 16, 1024)
     may_write("--out", out, ending=".json")
     may_write("--figures", figures or Path(), folder=True)
     import matplotlib
@@ -344,12 +346,12 @@ def evaluate(
     matplotlib.use("Agg")
     if readme is not None:
         measure.find_table(readme)  # now, not after the measurement
+    others = [measure.read_results(path) for path in beside]
     device = device_of(device)
     swapper, renderer = load(checkpoint, device), load_renderer(device)
-    size = swapper.config.size if size is None else count("--size", size, 16, 1024)
+    size = swapper.config.size if size is None else size
     if size != swapper.config.size and swapper.config.generator == "drawn":
         raise InputError(f"--size {size}: {checkpoint.name} draws images of {swapper.config.size} pixels and no others")
-    others = [measure.read_results(path) for path in beside]
     judges, plan = unmet_judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(size, seed)
     second = second_judge(size, renderer) if second_identity_judge else None
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
@@ -441,6 +443,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("expr-lib: stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _choice(largest: bool, face: int) -> Any:
+    from expr_lib.importers.align import Choice
+
+    if largest and face:
+        raise InputError(f"--face {face}: expected a number from 1 on, and not --largest with it")
+    return Choice(largest, count("--face", face, 0, 1000))
 
 
 def _shown_size(swapper: Any, *images: Any) -> int:

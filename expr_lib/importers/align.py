@@ -303,11 +303,12 @@ def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> It
     """Cut the face out of each photograph, and of all below a folder, into ``out``; yields a line on each file written.
 
     Folders are kept, so that people with a ``1.png`` each do not mix. One photograph and one page of the contact sheet
-    are in memory at a time. Raises ``ValueError`` where there is no file.
+    are in memory at a time. Raises ``ValueError`` where there is no file and, when the contact sheet is written, where
+    no file shows a face.
     """
     files = list(files_below(paths, out))
-    if not files:
-        raise ValueError(f"{', '.join(map(str, paths))}: found no file, expected photographs")
+    if not any(file.exists() for file, _ in files):
+        raise ValueError(f"{', '.join(map(str, paths)) or 'PHOTOGRAPH'}: found no file, expected photographs")
     pages, rows = -(-len(files) // PAGE), list[np.ndarray]()
     sheets = [out / (f"contact-sheet-{k:0{len(str(pages))}}.png" if pages > 1 else "contact-sheet.png")
               for k in range(1, pages + 1)]  # fmt: skip
@@ -330,6 +331,8 @@ def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> It
         if len(rows) == PAGE or n == len(files):
             yield str(write_png(sheets[(n - 1) // PAGE], np.concatenate(rows)))
             rows.clear()
+    if len(written) == len(sheets):
+        raise ValueError(f"found no face in any of {len(files)} files, expected one at least; why: {sheets[0]}")
 
 
 def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:

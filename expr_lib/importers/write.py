@@ -57,7 +57,9 @@ class ImportConfig:
     processes: int = 0  # 0 = one for each core
 
     def __post_init__(self) -> None:
-        check_range(self, size=(16, 1024), val=(0, 1), test=(0, 1), seed=(0, MAX_SEED), processes=(0, 1024))
+        check_range(
+            self, size=(16, 1024), face=(0, 1000), val=(0, 1), test=(0, 1), seed=(0, MAX_SEED), processes=(0, 1024)
+        )  # fmt: skip
 
 
 def import_faces(

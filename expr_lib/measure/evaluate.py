@@ -43,6 +43,7 @@ from expr_lib.measure.metrics import (
 )
 from expr_lib.measure.probes import Swaps, cross_talk, leaks
 from expr_lib.model import Swapper
+from expr_lib.schema import ResultsFile, checked, read_json
 
 ROWS = {
     "ours": "swap",
@@ -72,6 +73,7 @@ MEASURES = {
 SECOND = {"identity_kept_dlib": ("↑ 1", 2)}
 """``identity_kept`` as the second identity judge sees it; only where there is one."""
 
+UNDEFINED: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
 PER_AU = ("au_icc", "au_f1", "own_expression_left")
 MARKERS = ("<!-- results: written by expr-lib evaluate, do not edit -->", "<!-- /results -->")
 
@@ -322,13 +324,9 @@ def write_results(path: str | Path, results: dict[str, Any]) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What :func:`write_results` wrote; ``ValueError`` if it is something else."""
-    try:
-        results = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(results, dict) or "ours" not in results.get("rows", {}) or "n_pairs" not in results:
-        raise InputError(f"{path}: found no results, expected a file that expr-lib evaluate wrote")
+    """What :func:`write_results` wrote; ``InputError`` if it is something else."""
+    results = read_json(path)
+    checked(ResultsFile, results, str(path))
     return results
 
 
@@ -341,7 +339,7 @@ def cell(figure: dict[str, float | None], digits: int) -> str:
 def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
     """The rows of ``results`` as a Markdown table: values with 95 % intervals; probes and command stand below it.
 
-    ``beside`` holds results of other checkpoints, of which the swaps are shown in rows of their own. ``ValueError`` if
+    ``beside`` holds results of other checkpoints, of which the swaps are shown in rows of their own. ``InputError`` if
     they were measured on other pairs.
     """
     for other in beside:
@@ -358,7 +356,7 @@ def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = (
         "|---" * (len(columns) + 1) + "|",
     ]
     for name, measured in rows.items():
-        cells = [cell(measured[measure], digits) for measure, (_, digits) in columns.items()]
+        cells = [cell(measured.get(measure, UNDEFINED), digits) for measure, (_, digits) in columns.items()]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     note = (
         f"{results['n_pairs']} pairs of {results['n_subjects']} held-out people in both directions, "

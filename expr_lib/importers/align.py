@@ -149,7 +149,7 @@ def dlib_model(name: str) -> str:
     # the package of the models is never imported: importing it fails with new setuptools
     package = importlib.util.find_spec("face_recognition_models")
     if package is None or package.origin is None or importlib.util.find_spec("dlib") is None:
-        raise ImportError('finding faces needs dlib: pip install -c constraints.txt -e ".[photographs]"')
+        raise ImportError('finding faces needs dlib: pip install "expr-lib[photographs]"')
     return str(Path(package.origin).parent / "models" / name)
 
 

@@ -56,6 +56,8 @@ from expr_lib.step import TrainConfig, batch_of
 from expr_lib.train import accelerator, average, train
 
 TRIVIAL = ("copy-input", "copy-other", "render of what is read", "true render")
+OLD = {name: shown for name, shown in MEASURES.items() if name not in ("gain", "nearer", "rest_left")}
+"""What was measured when the results were made."""
 PANELS = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "ssim", "kid")
 
 

@@ -367,7 +367,7 @@ def names_of(rows: list[dict[str, Any]], without: tuple[str, ...] = ()) -> list[
 
 def report(args: argparse.Namespace, rows: Any, timed_rows: Any, noise_rows: Any, had: Any) -> str:
     """The Markdown beside the JSON."""
-    columns, stem, images = (*MEASURES, *LEAKS), args.out.stem, had[0]["images"]
+    columns, stem, images = (*OLD, *LEAKS), args.out.stem, had[0]["images"]
     parts = [
         f"# The same {images:,} images", table(rows, names_of(rows), columns),
         f"{args.pairs} held-out pairs in both directions, {args.size} px. In brackets the range over seeds where there "

@@ -56,8 +56,6 @@ from expr_lib.step import TrainConfig, batch_of
 from expr_lib.train import accelerator, average, train
 
 TRIVIAL = ("copy-input", "copy-other", "render of what is read", "true render")
-OLD = {name: shown for name, shown in MEASURES.items() if name not in ("gain", "nearer", "rest_left")}
-"""What was measured when the results were made."""
 PANELS = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "ssim", "kid")
 
 
@@ -367,7 +365,8 @@ def names_of(rows: list[dict[str, Any]], without: tuple[str, ...] = ()) -> list[
 
 def report(args: argparse.Namespace, rows: Any, timed_rows: Any, noise_rows: Any, had: Any) -> str:
     """The Markdown beside the JSON."""
-    columns, stem, images = (*OLD, *LEAKS), args.out.stem, had[0]["images"]
+    columns = (*(name for name in MEASURES if name in rows[0]), *LEAKS)  # older results lack the newer measures
+    stem, images = args.out.stem, had[0]["images"]
     parts = [
         f"# The same {images:,} images", table(rows, names_of(rows), columns),
         f"{args.pairs} held-out pairs in both directions, {args.size} px. In brackets the range over seeds where there "

@@ -24,7 +24,7 @@ from expr_lib.datasets import FaceData, to_float
 from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
 from expr_lib.facs import AU_NAMES
-from expr_lib.losses import class_weights, hide_class, tell_class
+from expr_lib.losses import class_confusion_loss, class_discriminator_loss, class_weights
 from expr_lib.measure.judges import load_judges
 from expr_lib.measure.metrics import leak_au, masked_l1, ssim
 from expr_lib.model import D_f, ModelConfig, Residual, au_classes, conv_bn, mix
@@ -61,7 +61,7 @@ def reads(D: nn.Module, f_f: Tensor, au: Tensor) -> float:
 
 def learn_to_tell(D: nn.Module, opt: torch.optim.Optimizer, f_f: Tensor, cls: Tensor, weight: Tensor) -> None:
     opt.zero_grad()
-    tell_class(D(f_f), cls, weight).backward()
+    class_discriminator_loss(D(f_f), cls, weight).backward()
     opt.step()
 
 
@@ -100,7 +100,7 @@ def curve(data: Faces, test: Faces, adversary: float, d_every: int, detach: bool
         x, cls = x_all[rows], cls_all[rows]
         f_f = E(x)
         with frozen(D):
-            loss = 20 * F.l1_loss(G(f_f), x) + adversary * hide_class(D(f_f), cls, weight)
+            loss = 20 * F.l1_loss(G(f_f), x) + adversary * class_confusion_loss(D(f_f), cls, weight)
         opt_E.zero_grad()
         loss.backward()
         opt_E.step()

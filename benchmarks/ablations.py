@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--steps", type=int, default=3000, help="of each variant, after the warm-up")
-    parser.add_argument("--warmup-steps", type=int, default=TrainConfig.warmup_steps)
+    parser.add_argument("--warmup-steps", type=int, default=1500)
     parser.add_argument("--pairs", type=int, default=200, help="held-out pairs to measure")
     parser.add_argument("--probe", type=int, default=6000, help="faces that the probe of f_f learns from; 0: no probe")
     parser.add_argument("--start-from", type=Path, help="a checkpoint to begin with, instead of a warm-up")

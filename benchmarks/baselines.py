@@ -210,7 +210,7 @@ def adam(net: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr, betas=(0.5, 0.999), fused=True)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: dict[str, Tensor]) -> dict[str, Tensor]:
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: dict[str, Tensor]) -> dict[str, Tensor]:
     """One step along the gradient of the sum of the losses."""
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(loss.values())).sum().backward()
@@ -315,7 +315,7 @@ class Editor(nn.Module):
                 "D_labels": self.rule.weight * self.rule.tell(labels, batch.au, self.c),
             }
             loss["D_penalty"] = 10 * gradient_penalty(lambda x: self.D(x)[0], batch.x, fake)
-        return descend(self.opt_D, loss)
+        return optimizer_step(self.opt_D, loss)
 
     def generator_step(self, batch: Batch) -> dict[str, Tensor]:
         """The generator learns; the critic stays as it is, bit for bit."""
@@ -338,7 +338,7 @@ class Editor(nn.Module):
         if mask is not None and mask_back is not None:  # the published weights, on means instead of sums
             loss["mask"] = 0.1 * sum((1 - m).mean() for m in (mask, mask_back))
             loss["smooth"] = sum(m.diff(dim=k).square().mean() for m in (mask, mask_back) for k in (2, 3))
-        return descend(self.opt_G, loss)
+        return optimizer_step(self.opt_G, loss)
 
 
 # ------------------------------------------------------------------------------------- content and attribute, no label
@@ -446,7 +446,7 @@ class DRIT(nn.Module):
                 "D_content": bce(self.D["content"](content, attribute), 1)
                 + bce(self.D["content"](content, partner(attribute)), 0),
             }
-        return descend(self.opt_D, loss)
+        return optimizer_step(self.opt_D, loss)
 
     def generator_step(self, batch: Batch) -> dict[str, Tensor]:
         """Encoders and generator learn; both critics stay as they are, bit for bit."""
@@ -465,7 +465,7 @@ class DRIT(nn.Module):
                 "latent": 10 * F.l1_loss(self.G.encode(drawn)[1], normal),
                 "kl": 0.01 * (kl + content.square().mean()),
             }
-        return descend(self.opt_G, loss)
+        return optimizer_step(self.opt_G, loss)
 
 
 # --------------------------------------------------------------------------------------------------- one small surface

@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
     parser.add_argument("--steps", type=int, default=2400, help="of each method, after the warm-up")
-    parser.add_argument("--warmup-steps", type=int, default=TrainConfig.warmup_steps)
+    parser.add_argument("--warmup-steps", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     parser.add_argument("--critic-steps", type=int, default=1, help="published: 5, which leaves few for the generator")
     parser.add_argument("--lr", type=float, default=4e-4, help="of the baselines; published: 1e-4, for far longer")

@@ -68,7 +68,7 @@ def class_weights(cls: Tensor, n_classes: int) -> Tensor:
     return (count > 0) / (classes * share.clamp_min(0.01))
 
 
-def tell_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+def class_discriminator_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """Discriminator:  L = mean_k w sum_c (D(f)_kc - [c = c_k])^2:  regress the scores onto the one-hot class.
 
     score (B, n, L); cls (B, n) int64, -1 = missing; weight (n, L), 0 marks a class that AU k does not have.
@@ -79,11 +79,11 @@ def tell_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     return weighted_mean(error, weight_of(cls, weight))
 
 
-def hide_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+def class_confusion_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """Encoder:  L = mean_k w sum_c (D(f)_kc - 1/C_k)^2:  the feature should tell nothing, every class alike.
 
-    Shapes as in `tell_class`; C_k counts the classes that AU k has. Source: "multi-class adversarial training" in the
-    paper's abstract, the uniform target in the sister code.
+    Shapes as in `class_discriminator_loss`; C_k counts the classes that AU k has. Source: "multi-class adversarial
+    training" in the paper's abstract, the uniform target in the sister code.
     """
     has = (weight > 0).float()  # (n, L)
     uniform = has / has.sum(-1, keepdim=True).clamp_min(1)
@@ -91,20 +91,20 @@ def hide_class(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     return weighted_mean(error, weight_of(cls, weight))
 
 
-def hide_nothing(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+def no_confusion_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """L = 0: no adversary. The discriminator still learns, so its loss shows what the feature tells."""
     return torch.zeros((), device=score.device)
 
 
-def hide_reversed(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+def reversal_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """L = -L_D: gradient reversal (Ganin & Lempitsky, ICML 2015); its lambda is the weight of the loss.
 
     Without a bound: a score that is wrong enough is no longer ignorant, it tells the class by what it excludes.
     """
-    return -tell_class(score, cls, weight)
+    return -class_discriminator_loss(score, cls, weight)
 
 
-def hide_inverted(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+def inverted_labels_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """L = mean_k w sum_c (D(f)_kc - t_kc)^2,  t: absent for what is present, any present class for what is absent.
 
     With two classes these are the inverted labels of ADDA (Tzeng et al., CVPR 2017); for more, our extension. Perfectly
@@ -123,13 +123,13 @@ def log_probability(score: Tensor, weight: Tensor) -> Tensor:
     return score.masked_fill(weight == 0, -1e4).log_softmax(-1)
 
 
-def tell_probability(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
-    """Discriminator of `hide_entropy`:  L = -mean_k w log p_kc,  c = c_k,  p = softmax D(f):  cross-entropy."""
+def cross_entropy_discriminator_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+    """Discriminator of `max_entropy_loss`:  L = -mean_k w log p_kc,  c = c_k,  p = softmax D(f):  cross-entropy."""
     log_p = log_probability(score, weight).gather(-1, cls.clamp_min(0).unsqueeze(-1)).squeeze(-1)  # (B, n)
     return weighted_mean(-log_p, weight_of(cls, weight))
 
 
-def hide_entropy(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
+def max_entropy_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """L = mean_k w (log C_k + sum_c p_kc log p_kc),  p = softmax D(f):  the discriminator should be in doubt.
 
     0 where all classes are equally likely, log C_k where one is certain. Source: maximal entropy of a classifier as
@@ -141,11 +141,11 @@ def hide_entropy(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
 
 
 ADVERSARIES = {
-    "uniform": (tell_class, hide_class),
-    "none": (tell_class, hide_nothing),
-    "reversal": (tell_class, hide_reversed),
-    "inverted": (tell_class, hide_inverted),
-    "entropy": (tell_probability, hide_entropy),
+    "uniform": (class_discriminator_loss, class_confusion_loss),
+    "none": (class_discriminator_loss, no_confusion_loss),
+    "reversal": (class_discriminator_loss, reversal_loss),
+    "inverted": (class_discriminator_loss, inverted_labels_loss),
+    "entropy": (cross_entropy_discriminator_loss, max_entropy_loss),
 }
 """What the discriminator of f_f learns, and what the encoder answers: the paper's, then what the course compares."""
 
@@ -206,7 +206,7 @@ def take_loss(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------- image realism
 
 
-def tell_images(real: Tensor, fake: Tensor) -> Tensor:
+def lsgan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Discriminator:  L = 1/2 [mean (D(real) - 1)^2 + mean D(fake)^2]:  least squares (LSGAN, Mao et al., 2017).
 
     Patch scores of any shape. Used twice: realism (real images against synthesized ones) and swap consistency
@@ -216,6 +216,6 @@ def tell_images(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * ((real - 1).square().mean() + fake.square().mean())
 
 
-def fool(fake: Tensor) -> Tensor:
-    """Generator:  L = mean (D(fake) - 1)^2. For realism and for swap consistency, as in `tell_images`."""
+def lsgan_g_loss(fake: Tensor) -> Tensor:
+    """Generator:  L = mean (D(fake) - 1)^2. For realism and for swap consistency, as in `lsgan_d_loss`."""
     return (fake - 1).square().mean()

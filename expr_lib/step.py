@@ -19,11 +19,11 @@ from expr_lib.losses import (
     ADVERSARIES,
     agreement_loss,
     au_loss,
-    fool,
-    hide_class,
+    class_confusion_loss,
+    class_discriminator_loss,
+    lsgan_d_loss,
+    lsgan_g_loss,
     reconstruction_loss,
-    tell_class,
-    tell_images,
 )
 from expr_lib.model import ModelConfig, Swapper, au_classes
 from expr_lib.moving import Free, as_map, twice
@@ -72,8 +72,8 @@ class TrainConfig:
 
     supervision: Literal["auto", "takes", "unpaired"] = "auto"  # auto: takes if the data have them, else the paper's
     generator: Literal["auto", "drawn", "moved"] = "auto"  # auto: moved with takes, drawn (the paper's) without
-    steps: int = 14_000  # optimizer steps in total, the warm-up included
-    warmup_steps: int = 1_500  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
+    steps: int = 17_000  # optimizer steps in total, the warm-up included
+    warmup_steps: int = 5_000  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
     warmup_batch_size: int = 16  # pairs, so twice as many images; batch norm needs many
     batch_size: int = 8  # pairs; several processes share them
     warmup_lr: float = 2e-3  # of the AU branch alone, falling to lr
@@ -211,10 +211,10 @@ def update_image_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dic
     with nets.accelerator.autocast():
         realism, swap = nets.D(images, torch.cat([batch.au, batch.au, partner(batch.au)]))
     loss = {
-        "D_realism": tell_images(realism[:n], realism[2 * n :]),
-        "D_swap": tell_images(swap[n : 2 * n], swap[2 * n :]),
+        "D_realism": lsgan_d_loss(realism[:n], realism[2 * n :]),
+        "D_swap": lsgan_d_loss(swap[n : 2 * n], swap[2 * n :]),
     }
-    descend(nets, nets.opt_D, sum(loss.values()))
+    optimizer_step(nets, nets.opt_D, sum(loss.values()))
     return loss
 
 
@@ -225,8 +225,8 @@ def update_feature_D(nets: Nets, batch: Batch, f_f: Free, f_r: Tensor, c: TrainC
         with nets.accelerator.autocast():
             loss["D_f"] = ADVERSARIES[c.adversary][0](nets.D_f(f_f.detach()), batch.cls, nets.class_weight)
             if nets.D_r is not None:
-                loss["D_r"] = tell_class(nets.D_r(f_r.detach()), batch.subject, nets.subject_weight)
-        descend(nets, nets.opt_f, sum(loss.values()))
+                loss["D_r"] = class_discriminator_loss(nets.D_r(f_r.detach()), batch.subject, nets.subject_weight)
+        optimizer_step(nets, nets.opt_f, sum(loss.values()))
     return loss
 
 
@@ -243,14 +243,14 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
             loss["hide_au"] = ADVERSARIES[c.adversary][1](nets.D_f(out.f_f), batch.cls, nets.class_weight)
         if nets.D_r is not None:
             with frozen(nets.D_r):
-                loss["hide_subject"] = hide_class(nets.D_r(out.f_r), batch.subject, nets.subject_weight)
+                loss["hide_subject"] = class_confusion_loss(nets.D_r(out.f_r), batch.subject, nets.subject_weight)
         # images
         loss["self_"] = reconstruction_loss(out.self_, x)
         loss["cycle"] = reconstruction_loss(out.cycle, x)
         with frozen(nets.D):
             realism, swap = nets.D(out.swap, au_b)
-        loss["realism"] = fool(realism)
-        loss["swap"] = fool(swap)
+        loss["realism"] = lsgan_g_loss(realism)
+        loss["swap"] = lsgan_g_loss(swap)
         # the swap shows the AUs of b: its reader is frozen, and sees it augmented, or G would learn to please it
         with frozen(swapper):
             f_r_swap, logit = swapper.read_au(augment(out.swap))
@@ -270,7 +270,7 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
     )
     if nets.D_r is not None:
         loss["G"] = loss["G"] + w.hide_subject * loss["hide_subject"]
-    descend(nets, nets.opt_G, loss["G"])
+    optimizer_step(nets, nets.opt_G, loss["G"])
     return loss
 
 
@@ -297,11 +297,11 @@ def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[s
     with nets.accelerator.autocast():
         _, logit = nets.swapper.read_au(augment(batch.x, min(1.0, 2 * done)))
     loss = {"au": au_loss(logit, batch.au, nets.au_weight)}
-    descend(nets, nets.opt_G, loss["au"])
+    optimizer_step(nets, nets.opt_G, loss["au"])
     return loss
 
 
-def descend(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any, longest: float | None = None) -> None:
+def optimizer_step(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any, longest: float | None = None) -> None:
     """One step along the gradient, averaged over all processes, and shortened to the norm `longest` if it is longer.
 
     Averaged here and not by DistributedDataParallel, which wants one forward of one module before each backward: three

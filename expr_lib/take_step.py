@@ -14,9 +14,9 @@ from expr_lib import processes
 from expr_lib.losses import (
     ADVERSARIES,
     au_loss,
+    class_confusion_loss,
     difference_weight,
-    fool,
-    hide_class,
+    lsgan_g_loss,
     reconstruction_loss,
     take_loss,
 )
@@ -26,9 +26,9 @@ from expr_lib.step import (
     Passes,
     TrainConfig,
     augment,
-    descend,
     end_warmup,
     frozen,
+    optimizer_step,
     partner,
     update_feature_D,
     update_image_D,
@@ -87,12 +87,12 @@ def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
             total = total + w.hide_au * loss["hide_au"]
         if w.hide_subject and nets.D_r is not None:
             with frozen(nets.D_r):
-                loss["hide_subject"] = hide_class(nets.D_r(f_r), batch.subject, nets.subject_weight)
+                loss["hide_subject"] = class_confusion_loss(nets.D_r(f_r), batch.subject, nets.subject_weight)
             total = total + w.hide_subject * loss["hide_subject"]
         if w.realism or w.swap:
             with frozen(nets.D):
                 realism, consistent = nets.D(swap, stranger(batch.au))
-            loss["realism"], loss["swap"] = fool(realism), fool(consistent)
+            loss["realism"], loss["swap"] = lsgan_g_loss(realism), lsgan_g_loss(consistent)
             total = total + w.realism * loss["realism"] + w.swap * loss["swap"]
         if w.guide:
             shown, asked = (swap, stranger(batch.au)) if across else (answer, batch.au[source])
@@ -104,5 +104,5 @@ def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
         loss["cycle"] = reconstruction_loss(cycle, x)
         total = total + w.cycle * loss["cycle"]
     loss["G"] = total
-    descend(nets, nets.opt_G, total, LONGEST)
+    optimizer_step(nets, nets.opt_G, total, LONGEST)
     return loss

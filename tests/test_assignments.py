@@ -34,8 +34,8 @@ WRONG: dict[str, dict[str, tuple[Edits, dict[str, int]]]] = {
         "missing detach": ({"discriminator_turn": ("f_f.detach()", "f_f")}, {"isolated_discriminator": 0}),
         "swapped labels": (
             {
-                "discriminator_turn": ("return tell_class", "return hide_class"),
-                "encoder_turn": ("loss = hide_class", "loss = tell_class"),
+                "discriminator_turn": ("return class_discriminator_loss", "return class_confusion_loss"),
+                "encoder_turn": ("loss = class_confusion_loss", "loss = class_discriminator_loss"),
             },
             {"isolated_discriminator": 0, "isolated_encoder": 0},
         ),

@@ -64,13 +64,13 @@ def test_02_balanced_accuracy():
 
 
 def test_03_multi_class_adversary():
-    here = inline("03", "mean_over_labels", "class_weights", "tell_class", "hide_class")
+    here = inline("03", "mean_over_labels", "class_weights", "class_discriminator_loss", "class_confusion_loss")
     g = torch.Generator().manual_seed(0)
     score, cls = torch.randn(40, 5, 4, generator=g), torch.randint(0, 4, (40, 5), generator=g) % 3
     cls[0] = 3  # rare, and there
     weight = losses.class_weights(cls, 4)
     torch.testing.assert_close(here.class_weights(cls, 4), weight)
-    for name in ("tell_class", "hide_class"):
+    for name in ("class_discriminator_loss", "class_confusion_loss"):
         torch.testing.assert_close(getattr(here, name)(score, cls, weight), getattr(losses, name)(score, cls, weight))
 
 
@@ -85,11 +85,11 @@ def test_03_balanced_accuracy():
 
 
 def test_04_losses_of_pictures():
-    here = inline("04", "reconstruction_loss", "tell_images", "fool")
+    here = inline("04", "reconstruction_loss", "lsgan_d_loss", "lsgan_g_loss")
     x, y = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    for name in ("reconstruction_loss", "tell_images"):
+    for name in ("reconstruction_loss", "lsgan_d_loss"):
         torch.testing.assert_close(getattr(here, name)(x, y), getattr(losses, name)(x, y))
-    torch.testing.assert_close(here.fool(x), losses.fool(x))
+    torch.testing.assert_close(here.lsgan_g_loss(x), losses.lsgan_g_loss(x))
 
 
 def test_04_one_training_step_ends_with_the_librarys_weights(tiny_faces: datasets.FaceData):
@@ -99,9 +99,11 @@ def test_04_one_training_step_ends_with_the_librarys_weights(tiny_faces: dataset
         model=model.ModelConfig(size=16, n_aus=3, width=16, width_r=16, width_d=8, conditional=False),
     )  # fmt: skip
     here = inline(
-        "04", "descend", "partner", "both_passes", "reconstruction_loss", "tell_images", "fool", "update_D", "update_G",
+        "04", "optimizer_step", "partner", "both_passes", "reconstruction_loss", "lsgan_d_loss", "lsgan_g_loss",
+        "update_D", "update_G",
         Passes=step.Passes, augment=step.augment, frozen=step.frozen, au_loss=losses.au_loss,
-        hide_class=losses.hide_class, tell_class=losses.tell_class, agreement_loss=losses.agreement_loss,
+        class_confusion_loss=losses.class_confusion_loss, agreement_loss=losses.agreement_loss,
+        class_discriminator_loss=losses.class_discriminator_loss,
     )  # fmt: skip
     after = []
     for own in (here, step):

@@ -12,17 +12,17 @@ from expr_lib.losses import (
     agreement_loss,
     au_loss,
     au_weights,
+    class_confusion_loss,
+    class_discriminator_loss,
     class_weights,
-    fool,
-    hide_class,
-    hide_entropy,
-    hide_inverted,
-    hide_nothing,
-    hide_reversed,
+    cross_entropy_discriminator_loss,
+    inverted_labels_loss,
+    lsgan_d_loss,
+    lsgan_g_loss,
+    max_entropy_loss,
+    no_confusion_loss,
     reconstruction_loss,
-    tell_class,
-    tell_images,
-    tell_probability,
+    reversal_loss,
 )
 
 NAN = math.nan
@@ -86,14 +86,14 @@ def test_au_weights_of_units_never_present_or_never_labelled_are_bounded() -> No
 
 def test_tell_class_is_the_squared_distance_to_the_one_hot_class() -> None:
     score = tensor([[[0.2, 0.5, 0.1]]], requires_grad=True)
-    loss = tell_class(score, tensor([[1]]), torch.ones(1, 3))
+    loss = class_discriminator_loss(score, tensor([[1]]), torch.ones(1, 3))
     assert_close(loss, tensor(0.2**2 + 0.5**2 + 0.1**2))
     assert_close(gradient(loss, score), tensor([[[0.4, -1.0, 0.2]]]))
 
 
 def test_hide_class_is_the_squared_distance_to_the_uniform_answer() -> None:
     score = tensor([[[0.2, 0.5, 0.1, 0.25]]], requires_grad=True)
-    loss = hide_class(score, tensor([[1]]), torch.ones(1, 4))
+    loss = class_confusion_loss(score, tensor([[1]]), torch.ones(1, 4))
     assert_close(loss, tensor(0.05**2 + 0.25**2 + 0.15**2))
     assert_close(gradient(loss, score), tensor([[[-0.1, 0.5, -0.3, 0.0]]]))
 
@@ -101,8 +101,8 @@ def test_hide_class_is_the_squared_distance_to_the_uniform_answer() -> None:
 def test_classes_that_an_au_does_not_have_are_left_alone() -> None:
     score = tensor([[[0.5, 0.5, 9.0]]], requires_grad=True)
     weight = tensor([[1.0, 1.0, 0.0]])
-    assert hide_class(score, tensor([[0]]), weight) == 0
-    loss = tell_class(score, tensor([[0]]), weight)
+    assert class_confusion_loss(score, tensor([[0]]), weight) == 0
+    loss = class_discriminator_loss(score, tensor([[0]]), weight)
     assert_close(loss, tensor(0.5))
     assert gradient(loss, score)[0, 0, 2] == 0
 
@@ -119,35 +119,35 @@ def test_who_knows_nothing_answers_uniformly_under_balanced_weights() -> None:
     cls = tensor([[0]] * 6 + [[1]] * 3 + [[2]])
     weight = class_weights(cls, 3)
     score = torch.full((1, 1, 3), 1 / 3, requires_grad=True)
-    slope = gradient(tell_class(score.expand(10, 1, 3), cls, weight), score)
+    slope = gradient(class_discriminator_loss(score.expand(10, 1, 3), cls, weight), score)
     assert_close(slope, torch.zeros(1, 1, 3), atol=1e-6, rtol=0)
 
 
 def test_reversal_is_the_discriminators_loss_turned_round() -> None:
     score = tensor([[[0.2, 0.5, 0.1]]], requires_grad=True)
-    loss = hide_reversed(score, tensor([[1]]), torch.ones(1, 3))
+    loss = reversal_loss(score, tensor([[1]]), torch.ones(1, 3))
     assert_close(loss, tensor(-(0.2**2 + 0.5**2 + 0.1**2)))
     assert_close(gradient(loss, score), tensor([[[-0.4, 1.0, -0.2]]]))
 
 
 def test_inverted_labels_ask_for_the_opposite() -> None:
     score = tensor([[[0.2, 0.8]], [[0.7, 0.3]]], requires_grad=True)  # present, absent
-    loss = hide_inverted(score, tensor([[1], [0]]), torch.ones(1, 2))
+    loss = inverted_labels_loss(score, tensor([[1], [0]]), torch.ones(1, 2))
     assert_close(loss, tensor(((0.2 - 1) ** 2 + 0.8**2 + 0.7**2 + (0.3 - 1) ** 2) / 2))
     assert_close(gradient(loss, score), tensor([[[-0.8, 0.8]], [[0.7, -0.7]]]))
     # four classes, one of them unknown to this AU: absent -> (0, 1/2, 1/2, ignored)
     score, weight = tensor([[[0.0, 0.5, 0.5, 9.0]]]), tensor([[1.0, 2.0, 2.0, 0.0]])
-    assert hide_inverted(score, tensor([[0]]), weight) == 0
-    assert_close(hide_inverted(score, tensor([[2]]), weight), tensor(1 + 0.25 + 0.25))
+    assert inverted_labels_loss(score, tensor([[0]]), weight) == 0
+    assert_close(inverted_labels_loss(score, tensor([[2]]), weight), tensor(1 + 0.25 + 0.25))
 
 
 def test_entropy_is_zero_in_doubt_and_log_c_when_certain() -> None:
     weight = tensor([[1.0, 1.0, 0.0]])
-    assert_close(hide_entropy(tensor([[[3.0, 3.0, 99.0]]]), tensor([[0]]), weight), tensor(0.0))
-    assert_close(hide_entropy(tensor([[[50.0, 0.0, 99.0]]]), tensor([[0]]), weight), tensor(math.log(2)))
+    assert_close(max_entropy_loss(tensor([[[3.0, 3.0, 99.0]]]), tensor([[0]]), weight), tensor(0.0))
+    assert_close(max_entropy_loss(tensor([[[50.0, 0.0, 99.0]]]), tensor([[0]]), weight), tensor(math.log(2)))
     # p = (3/4, 1/4): ln 2 + 0.75 ln 0.75 + 0.25 ln 0.25 = 0.130812; slope p_c (ln p_c + H), H = 0.562335
     score = tensor([[[math.log(3.0), 0.0, 7.0]]], requires_grad=True)
-    loss = hide_entropy(score, tensor([[1]]), weight)
+    loss = max_entropy_loss(score, tensor([[1]]), weight)
     assert_close(loss, tensor(0.130812))
     slope = 0.75 * (math.log(0.75) + 0.562335)
     assert_close(gradient(loss, score), tensor([[[slope, -slope, 0.0]]]))
@@ -155,17 +155,21 @@ def test_entropy_is_zero_in_doubt_and_log_c_when_certain() -> None:
 
 def test_tell_probability_is_cross_entropy_over_the_classes_there_are() -> None:
     score = tensor([[[math.log(3.0), 0.0, 7.0]]], requires_grad=True)
-    loss = tell_probability(score, tensor([[1]]), tensor([[1.0, 1.0, 0.0]]))
+    loss = cross_entropy_discriminator_loss(score, tensor([[1]]), tensor([[1.0, 1.0, 0.0]]))
     assert_close(loss, tensor(math.log(4.0)))
     assert_close(gradient(loss, score), tensor([[[0.75, -0.75, 0.0]]]))
 
 
 def test_without_an_adversary_nothing_is_asked_of_the_encoder() -> None:
-    loss = hide_nothing(torch.randn(2, 3, 4, requires_grad=True), torch.zeros(2, 3, dtype=torch.long), torch.ones(3, 4))
+    loss = no_confusion_loss(
+        torch.randn(2, 3, 4, requires_grad=True), torch.zeros(2, 3, dtype=torch.long), torch.ones(3, 4)
+    )
     assert loss == 0 and not loss.requires_grad
 
 
-@pytest.mark.parametrize("loss", sorted({f for pair in ADVERSARIES.values() for f in pair} - {hide_nothing}, key=str))
+@pytest.mark.parametrize(
+    "loss", sorted({f for pair in ADVERSARIES.values() for f in pair} - {no_confusion_loss}, key=str)
+)
 @pytest.mark.parametrize("cls", [torch.zeros(4, 3, dtype=torch.long), torch.full((4, 3), 3)])
 def test_every_adversary_bears_only_absent_and_only_strongest_aus(loss, cls) -> None:  # type: ignore[no-untyped-def]
     score = (100 * torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
@@ -174,7 +178,17 @@ def test_every_adversary_bears_only_absent_and_only_strongest_aus(loss, cls) -> 
         assert value.isfinite() and gradient(value, score).isfinite().all()
 
 
-@pytest.mark.parametrize("loss", [tell_class, hide_class, hide_reversed, hide_inverted, tell_probability, hide_entropy])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        class_discriminator_loss,
+        class_confusion_loss,
+        reversal_loss,
+        inverted_labels_loss,
+        cross_entropy_discriminator_loss,
+        max_entropy_loss,
+    ],
+)
 def test_a_class_missing_in_the_batch_and_missing_labels(loss) -> None:  # type: ignore[no-untyped-def]
     weight = class_weights(tensor([[0, 1], [1, 2], [2, 0]]), 3)
     score = torch.randn(2, 2, 3, requires_grad=True)
@@ -186,8 +200,8 @@ def test_a_class_missing_in_the_batch_and_missing_labels(loss) -> None:  # type:
 def test_subjects_are_one_variable_with_many_classes() -> None:
     weight = torch.ones(1, 5)
     score = torch.full((4, 1, 5), 0.2)
-    assert hide_class(score, tensor([[0], [1], [4], [-1]]), weight) == 0
-    assert_close(tell_class(score, tensor([[0], [1], [4], [-1]]), weight), tensor(4 * 0.2**2 + 0.8**2))
+    assert class_confusion_loss(score, tensor([[0], [1], [4], [-1]]), weight) == 0
+    assert_close(class_discriminator_loss(score, tensor([[0], [1], [4], [-1]]), weight), tensor(4 * 0.2**2 + 0.8**2))
 
 
 def test_without_any_label_every_supervised_loss_is_exactly_zero_and_has_no_slope() -> None:
@@ -196,13 +210,13 @@ def test_without_any_label_every_supervised_loss_is_exactly_zero_and_has_no_slop
     cls, weight = torch.full((3, 2), -1), torch.ones(2, 4)
     for value, of in (
         (au_loss(logit, torch.full((3, 2), NAN)), logit),
-        (tell_class(score, cls, weight), score),
-        (hide_class(score, cls, weight), score),
-        (tell_class(score, torch.zeros_like(cls), torch.zeros(2, 4)), score),
-        (hide_reversed(score, cls, weight), score),
-        (hide_inverted(score, cls, weight), score),
-        (tell_probability(score, cls, weight), score),
-        (hide_entropy(score, cls, weight), score),
+        (class_discriminator_loss(score, cls, weight), score),
+        (class_confusion_loss(score, cls, weight), score),
+        (class_discriminator_loss(score, torch.zeros_like(cls), torch.zeros(2, 4)), score),
+        (reversal_loss(score, cls, weight), score),
+        (inverted_labels_loss(score, cls, weight), score),
+        (cross_entropy_discriminator_loss(score, cls, weight), score),
+        (max_entropy_loss(score, cls, weight), score),
     ):
         assert value == 0
         assert gradient(value, of).eq(0).all()
@@ -228,12 +242,12 @@ def test_agreement_pulls_only_the_first() -> None:
 
 def test_least_squares_of_the_image_discriminator() -> None:
     real, fake = tensor([[1.0, 0.5]], requires_grad=True), tensor([[0.0, 1.0]], requires_grad=True)
-    loss = tell_images(real, fake)
+    loss = lsgan_d_loss(real, fake)
     assert_close(loss, tensor(0.5 * (0.25 / 2 + 1 / 2)))
     assert_close(gradient(loss, real), tensor([[0.0, -0.25]]))
-    assert tell_images(torch.ones(3), torch.zeros(3)) == 0
-    assert_close(fool(fake), tensor(0.5))
-    assert_close(gradient(fool(fake), fake), tensor([[-1.0, 0.0]]))
+    assert lsgan_d_loss(torch.ones(3), torch.zeros(3)) == 0
+    assert_close(lsgan_g_loss(fake), tensor(0.5))
+    assert_close(gradient(lsgan_g_loss(fake), fake), tensor([[-1.0, 0.0]]))
 
 
 def test_losses_of_half_precision_outputs_are_float32() -> None:

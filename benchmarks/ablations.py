@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from expr_lib import checkpoint, model
-from expr_lib.apps.cli import held_out_faces
+from expr_lib.apps.held_out import held_out_faces
 from expr_lib.datasets import FaceData
 from expr_lib.faces.render import load_renderer
 from expr_lib.files import replace_file

@@ -44,7 +44,7 @@ from baselines import (
 from tqdm import tqdm
 
 from expr_lib import FIRST, checkpoint
-from expr_lib.apps.cli import held_out_faces
+from expr_lib.apps.held_out import held_out_faces
 from expr_lib.datasets import FaceData, batches, to_uint8
 from expr_lib.faces.render import load_renderer
 from expr_lib.measure import plots

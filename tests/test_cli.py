@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from expr_lib import __version__, checkpoint
-from expr_lib.apps import cli
+from expr_lib.apps import cli, research
 from expr_lib.images import read_image
 from expr_lib.model import ModelConfig, Swapper
 
@@ -296,7 +296,7 @@ def test_evaluate_writes_numbers_tables_and_figures(untrained, tmp_path, monkeyp
     full, few = module.evaluate, {"n_probe": 20, "n_moves": 1, "n_resamples": 5, "progress": False}
     monkeypatch.setattr(module, "evaluate", lambda *args, **settings: full(*args, **settings | few))
     people = lambda size, seed: plan_faces(FacesConfig(5, 4, size=size, seed=seed, val=0.0, test=1.0))  # noqa: E731
-    monkeypatch.setattr(cli, "held_out_faces", people)
+    monkeypatch.setattr(research, "held_out_faces", people)
     out, readme = tmp_path / "new" / "numbers.json", tmp_path / "README.md"
     readme.write_text(f"{module.MARKERS[0]}\n{module.MARKERS[1]}\n")
     common = ["evaluate", str(untrained), "--pairs", "9", "-o", str(out), "--readme", str(readme), "--device", "cpu"]

@@ -133,7 +133,7 @@ importers.openface importers.pyfeat importers.rafd importers.table
 importers.write
 measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge
 measure.probes measure.evaluate measure.plots measure.report
-apps.widgets apps.options apps.held_out apps.cli
+apps.widgets apps.options apps.held_out apps.demo apps.pictures apps.research apps.cli
 """.split()
 
 

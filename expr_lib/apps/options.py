@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
+from tyro.conf import arg
 
 from expr_lib.errors import InputError
+
+Output = Annotated[Path, arg(aliases=["-o"])]
+Checkpoint = Annotated[Path, arg(help_behavior_hint="(default: the shipped ones)")]
 
 ADVICE = {
     errno.ENOSPC: "make room and run the same command again",
@@ -64,7 +68,7 @@ def _as_typed(message: str, arguments: Sequence[str]) -> str:
     return message
 
 
-def told(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """An error in one line; of the system's own: which file, what happened, what to do."""
     text = " ".join(str(error).split())
     if not (isinstance(error, OSError) and text.startswith("[Errno")):
@@ -117,3 +121,12 @@ def device_of(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return name
+
+
+def chosen_face(largest: bool, face: int) -> Any:
+    """The options --largest and --face as one `importers.align.Choice`."""
+    from expr_lib.importers.align import Choice
+
+    if largest and face:
+        raise InputError(f"--face {face}: expected a number from 1 on, and not --largest with it")
+    return Choice(largest, count("--face", face, 0, 1000))

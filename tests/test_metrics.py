@@ -16,6 +16,7 @@ from expr_lib.measure.metrics import (
     icc31,
     identity_kept,
     kid,
+    laplacian_variance,
     leak_au,
     leak_id,
     masked_l1,
@@ -27,6 +28,7 @@ from expr_lib.measure.metrics import (
     polynomial_kernel,
     psnr,
     rest_left,
+    sharpness,
     ssim,
     total_transfer_score,
     transfer_score,
@@ -184,6 +186,20 @@ def test_ssim_and_psnr_of_each_image():
     assert ssim(image, image).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
     assert ssim(off, image)[1] < ssim(off, image)[0]
     assert ssim(image[:1], image[:1]).shape == psnr(image[:1], image[:1]).shape == (1,)
+
+
+def test_sharpness_is_the_share_of_the_finest_detail_inside_the_face():
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1  # (8, 8) of -1 and 1
+    image = board.expand(1, 3, 8, 8)
+    inside = torch.zeros(1, 8, 8, dtype=torch.bool)
+    inside[:, 2:6, 2:6] = True  # away from the border every Laplacian is 4 * (-x) - 4 x = -8 x
+    assert laplacian_variance(image, inside).item() == pytest.approx(64)
+    assert sharpness(0.5 * image, image, inside).item() == pytest.approx(0.25)
+    outside = torch.where(inside[:, None], image, 0 * image)
+    inner = torch.zeros(1, 8, 8, dtype=torch.bool)
+    inner[:, 3:5, 3:5] = True
+    assert sharpness(outside, image, inner).item() == pytest.approx(1)  # what lies outside does not count
+    assert sharpness(image, torch.zeros_like(image), inside).isnan().all()
 
 
 def test_identity_kept_counts_what_is_above_the_threshold():

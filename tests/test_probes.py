@@ -9,7 +9,7 @@ from toy import JUDGES, PLAN, Mixer, MPSJudge, ToyRenderer
 
 from expr_lib.facs import AU_NAMES
 from expr_lib.measure.metrics import balanced_accuracy, leak_au, leak_id
-from expr_lib.measure.probes import PROBE_SEED, cross_talk, leaks, probe_au, probe_subject, render
+from expr_lib.measure.probes import PROBE_SEED, by_numbers, cross_talk, leaks, probe_au, probe_subject, render
 
 K = {name: k for k, name in enumerate(AU_NAMES)}
 
@@ -188,3 +188,34 @@ def test_cross_talk_asks_no_gpu_for_double_precision():
         cross_talk(Mixer(), PLAN, ToyRenderer(), judge, pairs, **settings) for judge in (JUDGES.au, MPSJudge())
     )
     assert on_cpu == on_mps
+
+
+# -- editing by numbers --------------------------------------------------------------------------------------------
+
+
+class ByNumbers(Mixer):
+    """A toy whose f_r of an intensity is known."""
+
+    def f_r_of(self, au):
+        return (2 * au / 5)[..., None]
+
+
+def test_an_intensity_that_is_asked_for_arrives_and_nothing_else_moves():
+    rows = np.arange(0, 40, 4)
+    found = by_numbers(ByNumbers(), PLAN, ToyRenderer(), JUDGES.au, rows, batch_size=4, progress=False)
+    assert found["n_faces"] == 10
+    for table in (found["network"], found["true render"]):
+        for unit in table.values():
+            assert unit["read"] == pytest.approx([0, 1, 2, 3, 4, 5], abs=0.02)
+            assert unit["monotone"] and unit["others"] == pytest.approx(0, abs=0.01)
+
+
+def test_a_network_that_does_nothing_or_moves_others_too_is_found_out():
+    rows = np.arange(0, 40, 4)
+    settings = {"batch_size": 10, "progress": False}
+    still = by_numbers(ByNumbers(gain=0.0), PLAN, ToyRenderer(), JUDGES.au, rows, **settings)["network"]
+    assert all(unit["others"] is None and not unit["monotone"] for unit in still.values())
+    spill = torch.zeros(17, 17)
+    spill[K["AU12"], K["AU6"]] = -1.6  # as far the other way, on a scale that is cut at 0 and 5
+    spilt = by_numbers(ByNumbers(spill), PLAN, ToyRenderer(), JUDGES.au, rows, **settings)["network"]
+    assert spilt["AU12"]["others"] == pytest.approx(0.1, abs=0.01) and spilt["AU1"]["others"] < 0.01

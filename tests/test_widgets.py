@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
 
 from expr_lib import FIRST, swap
-from expr_lib.apps.widgets import FaceExplorer, Faces, FeatureMap, LatentMixer, SwapExplorer, bars
+from expr_lib.apps.widgets import EncodedFaces, FaceExplorer, FeatureMap, LatentMixer, SwapExplorer, bars
 from expr_lib.faces.build import SAMPLE_EXPRESSIONS
 from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import Renderer, load_renderer
@@ -30,7 +30,7 @@ from expr_lib.facs import AU_NAMES
 from expr_lib.measure.judges import load_judges
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-PLAN = plan_faces(FacesConfig(n_subjects=12, images_per_subject=1, size=64, seed=4610))  # as in app/mixer.ipynb
+PLAN = plan_faces(FacesConfig(n_subjects=12, images_per_subject=1, size=64, seed=4610))
 PLAN_OF_3 = replace(PLAN, subject=PLAN.subject[:3], au=PLAN.au[:3], views=PLAN.views[:3])
 
 
@@ -40,8 +40,8 @@ def renderer() -> Renderer:
 
 
 @pytest.fixture(scope="module")
-def faces(renderer: Renderer) -> Faces:
-    return Faces(swap.load(), PLAN_OF_3, renderer, load_judges().au)
+def faces(renderer: Renderer) -> EncodedFaces:
+    return EncodedFaces(swap.load(), PLAN_OF_3, renderer, load_judges().au)
 
 
 def pixels(content: bytes) -> np.ndarray:
@@ -81,17 +81,17 @@ def test_beyond_b_the_truth_stops_at_the_scale_of_facs(faces):
 
 def test_faces_of_another_size_are_refused_by_a_generator_that_draws(faces, renderer):
     with pytest.raises(ValueError, match="plan: found size 128, expected 64"):
-        Faces(swap.load(FIRST), replace(PLAN_OF_3, size=128), renderer, faces.judge)
-    large = Faces(faces.swapper, replace(PLAN_OF_3, size=96), renderer, faces.judge)  # one that moves takes any
+        EncodedFaces(swap.load(FIRST), replace(PLAN_OF_3, size=128), renderer, faces.judge)
+    large = EncodedFaces(faces.swapper, replace(PLAN_OF_3, size=96), renderer, faces.judge)  # one that moves takes any
     assert large.mixed(0, 1, torch.ones(1, len(AU_NAMES))).shape == (1, 96, 96, 3)
 
 
 def test_the_global_slider_moves_every_action_unit_and_draws_once(faces):
     mixer = LatentMixer(faces)
-    drawn = changes(mixer.images[2])
+    drawn = changes(mixer.images["mixed"])
     mixer.all.value = 1.0
     assert (mixer.weights == 1).all() and len(drawn) == 1
-    expected = faces.mixed(0, 2, mixer.weights[None])[0]
+    expected = faces.mixed(*faces.lively(), mixer.weights[None])[0]
     assert (pixels(drawn[0]) == expected.numpy()).all()
     mixer.sliders[3].value = 0.0
     assert len(drawn) == 2 and mixer.all.value == 1.0
@@ -99,15 +99,16 @@ def test_the_global_slider_moves_every_action_unit_and_draws_once(faces):
 
 def test_picking_another_face_draws_it(faces):
     mixer = LatentMixer(faces)
-    mixer.a.value = 1
-    assert (pixels(mixer.images[0].value) == faces.pixels[1].numpy()).all()
-    assert (pixels(mixer.images[3].value) == faces.truth(1, 2, mixer.weights[None])[0].numpy()).all()
+    mixer.a.value, mixer.b.value = 1, 2
+    assert (pixels(mixer.images["a"].value) == faces.pixels[1].numpy()).all()
+    assert (pixels(mixer.images["rest"].value) == faces.rest[1].numpy()).all()
+    assert (pixels(mixer.images["truth"].value) == faces.truth(1, 2, mixer.weights[None])[0].numpy()).all()
 
 
 def test_the_difference_is_white_where_both_pictures_agree(faces, monkeypatch):
     monkeypatch.setattr(faces, "mixed", faces.truth)
     mixer = LatentMixer(faces)
-    assert (pixels(mixer.images[4].value) == 255).all() and mixer.off.value == "difference: 0.0 of 255"
+    assert (pixels(mixer.images["off"].value) == 255).all() and mixer.off.value == "difference: 0.0 of 255"
 
 
 def test_the_animation_goes_there_and_back(faces):
@@ -117,8 +118,10 @@ def test_the_animation_goes_there_and_back(faces):
 
 def test_the_swap_explorer_shows_both_swaps_and_both_truths(faces):
     explorer = SwapExplorer(faces)
-    explorer.b.value = 1
-    a, a_swapped, a_true, b, b_swapped, b_true = (pixels(image.value).astype(int) for image in explorer.images)
+    explorer.a.value, explorer.b.value = 0, 1
+    shown = [pixels(image.value).astype(int) for image in explorer.images]
+    a, a_rest, a_swapped, a_true, b, b_rest, b_swapped, b_true = shown
+    assert (a_rest == faces.rest[0].numpy()).all() and (b_rest == faces.rest[1].numpy()).all()
     one, two = swap.swap_images(faces.swapper, faces.pixels[0], faces.pixels[1])
     all_of = torch.ones(1, 17)
     assert (a == faces.pixels[0].numpy()).all() and (b == faces.pixels[1].numpy()).all()
@@ -133,7 +136,7 @@ def test_bars_are_as_long_as_the_intensities():
     svg = bars(asked, judged, ceiling, names=True)
     widths = [float(part.split('"')[0]) for part in svg.split(' width="')[2:]]
     assert sorted(widths)[-2:] == [sorted(widths)[-1] / 2, sorted(widths)[-1]] and sum(w > 0 for w in widths) == 2
-    assert "AU12: asked for 5.0, read 2.5, in the true render 5.0" in svg
+    assert "AU12: requested 5.0, read 2.5, in the true render 5.0" in svg
 
 
 def test_the_face_explorer_renders_the_person_the_expression_and_the_pose(renderer):
@@ -219,7 +222,9 @@ def press(page: Page, box: Locator, description: str, key: str) -> Callable[[], 
 
 def test_the_app_in_voila(browser, faces, tmp_path):
     """`make app`: sliders, thumbnails and tabs, by keyboard and by mouse."""
-    a, b = 0, len(PLAN) - 1  # what the mixer starts with
+    large = replace(PLAN, size=256)  # as in app/mixer.ipynb
+    encoded = EncodedFaces(faces.swapper, large, faces.renderer, faces.judge)
+    a, b = encoded.lively()  # what the mixer starts with
     k = AU_NAMES.index("AU43")  # lids: of those that differ, the one that both network and judge know best
     sign = float((PLAN.au[b] - PLAN.au[a])[k].sign())
     shutil.copy(NOTEBOOKS / "app" / "mixer.ipynb", tmp_path)
@@ -231,19 +236,19 @@ def test_the_app_in_voila(browser, faces, tmp_path):
         tab = page.get_by_role("tab")
         mixer, explorer, face = (page.locator(".widget-tab-contents > .expr").nth(n) for n in range(3))
         picture = mixer.locator("img.widget-image")
-        picture.nth(4).wait_for()
+        picture.nth(5).wait_for()
 
         def read() -> np.ndarray:  # what the judge reads in the network's picture and in the truth: (2, 17)
-            return faces.read(torch.tensor(np.stack([shown(picture.nth(n)) for n in (2, 3)]))).numpy()
+            return faces.read(torch.tensor(np.stack([shown(picture.nth(n)) for n in (3, 4)]))).numpy()
 
-        after(press(page, mixer, "all together, from a to b", "Home"), picture.nth(2))
-        moved_by = abs(shown(picture.nth(3)).astype(int) - shown(picture.nth(0)))
+        after(press(page, mixer, "all together, from a to b", "Home"), picture.nth(3))
+        moved_by = abs(shown(picture.nth(4)).astype(int) - shown(picture.nth(0)))
         assert (moved_by > 1).mean() < 0.005  # nothing moved: the truth is a itself, but for rounding
         before = read()
         slider = next(
             text for text in mixer.locator(".expr-row label").all_inner_texts() if text.split()[0] == AU_NAMES[k]
         )
-        after(press(page, mixer, slider, "End"), picture.nth(2))
+        after(press(page, mixer, slider, "End"), picture.nth(3))
         moved = (read() - before)[:, k] * sign
         assert (moved > 0.3).all(), f"{AU_NAMES[k]} went by {moved} (network, truth) towards b"
 
@@ -252,18 +257,21 @@ def test_the_app_in_voila(browser, faces, tmp_path):
             for _ in range(20):
                 page.keyboard.press("ArrowRight")
 
-        after(many, picture.nth(2))
-        expected = Faces(faces.swapper, PLAN, faces.renderer, faces.judge).mixed(a, b, torch.ones(1, 17))[0]
-        assert abs(shown(picture.nth(2)).astype(int) - expected.numpy()).max() <= 1
+        many()
+        expected = encoded.mixed(a, b, torch.ones(1, 17))[0].numpy().astype(int)
+        until = time.monotonic() + PATIENCE / 1000
+        while abs(shown(picture.nth(3)) - expected).max() > 1:
+            assert time.monotonic() < until, "the picture of the last value never came"
+            time.sleep(0.3)
 
         now = after(mixer.locator(".expr-faces").nth(0).get_by_role("button").nth(4).click, picture.nth(0))
-        assert (now == PLAN.render(faces.renderer, [4])[0][0].numpy()).all()
+        assert (now == encoded.pixels[4].numpy()).all()
         mixer.get_by_role("button", name="Make the animation").click()
         assert mixer.get_by_role("link", name="Save as GIF").get_attribute("href").startswith("data:image/gif;base64,")
 
         tab.filter(has_text="Swap").click()
         button = explorer.locator(".expr-faces").nth(1).get_by_role("button").nth(2)
-        after(lambda: (button.focus(), page.keyboard.press("Enter")), explorer.locator("img.widget-image").nth(1))
+        after(lambda: (button.focus(), page.keyboard.press("Enter")), explorer.locator("img.widget-image").nth(2))
         tab.filter(has_text="Faces").click()
         image = face.locator("img.widget-image")
         closed = shown(image)
@@ -318,7 +326,7 @@ def test_notebook_08_in_jupyterlab(browser, tmp_path):
                 break
         mixer, chart = panel.locator(".expr").first, panel.locator(".expr").last
         panel.locator(".expr-map").wait_for()
-        picture = mixer.locator("img.widget-image").nth(2)
+        picture = mixer.locator("img.widget-image").nth(2)  # a, b, then the mixture: this notebook's network draws
         after(press(page, mixer, "all together, from a to b", "End"), picture)
         after(chart.get_by_role("button").nth(7).click, chart.locator("img.widget-image"))
         page.keyboard.press("Control+s")

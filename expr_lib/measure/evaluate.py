@@ -37,11 +37,12 @@ from expr_lib.measure.metrics import (
     polynomial_kernel,
     psnr,
     rest_left,
+    sharpness,
     ssim,
     total_transfer_score,
     transfer_score,
 )
-from expr_lib.measure.probes import Swaps, cross_talk, leaks
+from expr_lib.measure.probes import Swaps, by_numbers, cross_talk, leaks
 from expr_lib.model import Swapper
 from expr_lib.schema import ResultsFile, checked, read_json
 
@@ -67,6 +68,7 @@ MEASURES = {
     "identity_kept": ("↑ 1", 2),
     "ssim": ("↑ 1", 3),
     "psnr": ("↑ dB", 1),
+    "sharpness": ("1", 2),
     "kid": ("↓ 0", 3),
 }
 """Each measure of an answer: which way is better and what is perfect; decimals in the table."""
@@ -89,6 +91,7 @@ STRATA = {
 def evaluate(
     swapper: Swaps, plan: FacePlan, renderer: Renderer, judges: Judges, *, n_pairs: int = 500, seed: int = 0,
     split: str = "test", batch_size: int = 32, n_strata: int = 3, n_probe: int = 6000, n_moves: int = 32,
+    n_express: int = 100,
     n_resamples: int = 1000, device: str = "cpu", progress: bool = True, about: dict[str, Any] | None = None,
     second: DlibJudge | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -102,6 +105,7 @@ def evaluate(
       ``n_strata`` parts; 0 leaves them out
     - ``leaks``       see :func:`probes.leaks`, with ``n_probe`` images to learn from; None if that is 0
     - ``cross_talk``  see :func:`probes.cross_talk`, with ``n_moves`` moves of each AU; None if that is 0
+    - ``by_numbers``  see :func:`probes.by_numbers`, with ``n_express`` faces; None if that is 0 or there is no table
     - ``swaps``       one entry for each swap of ours: rows a and b of the plan, what ``STRATA`` says of them, gain,
       copy (``d(I^a, T)``, in [0, 2]), transfer_score, way (``d_self - d_truth``, in [0, 2]), cosine to a
     - ``n_pairs``, ``n_subjects``, ``seed``, ``split``, ``size``, ``generator``, and ``about`` (command, checkpoint ...)
@@ -184,6 +188,11 @@ def evaluate(
         "cross_talk": (
             cross_talk(swapper, plan, renderer, judges.au, both, n_each=n_moves, **settings) if n_moves else None
         ),
+        "by_numbers": (
+            by_numbers(swapper, plan, renderer, judges.au, probed[:: max(1, len(probed) // n_express)][:n_express],
+                       batch_size=batch_size, device=device, progress=progress)
+            if n_express and isinstance(swapper, Swapper) and swapper.table is not None else None
+        ),
         "n_pairs": n_pairs, "n_subjects": len(np.unique(subject[a])),
         "seed": seed, "split": split, "size": plan.size, "generator": VERSION, "about": about or {},
         "swaps": [
@@ -259,6 +268,7 @@ def _answers(
             "cosine": (judges.identity.embed(features) * asked).sum(1),
             "ssim": ssim(answer, reference),
             "psnr": psnr(answer, reference),
+            "sharpness": sharpness(answer, reference, mask),
             "features": features,
         }
         if second and asked_second is not None:
@@ -307,6 +317,7 @@ class _Measured:
             identity_kept(x["cosine"], self.thresholds[0]),
             x["ssim"].mean(),
             x["psnr"].mean(),
+            x["sharpness"].nanmedian(),
             torch.stack(distances).mean(),
         ]
         total += [identity_kept(x["cosine_second"], threshold) for threshold in self.thresholds[1:]]

@@ -19,10 +19,10 @@ from expr_lib.blocks import Residual, conv_bn
 from expr_lib.datasets import to_float
 from expr_lib.faces.plan import FacePlan, FacesConfig, plan_faces
 from expr_lib.faces.render import Renderer
-from expr_lib.facs import AU_NAMES, PRESENT_AT
+from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
 from expr_lib.measure.judges import AUJudge
 from expr_lib.measure.metrics import balanced_accuracy, figures, leak_id, number
-from expr_lib.model import mix
+from expr_lib.model import Swapper, mix
 from expr_lib.moving import as_map
 
 PROBE_SEED = 1909
@@ -251,3 +251,56 @@ def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamp
             [number(x) for x in share[i].nanmedian(0).values.tolist()] if len(i) else [None] * len(rows) for i in rows
         ],
     }
+
+
+# -- does an intensity that is asked for by a number arrive? --------------------------------------------------------
+
+
+@torch.no_grad()
+def by_numbers(
+    swapper: Swapper, plan: FacePlan, renderer: Renderer, judge: AUJudge, rows: np.ndarray, *, batch_size: int = 32,
+    device: str = "cpu", progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Set one AU of each face to 0, 1, ..., 5 by the table of f_r, as ``expr-lib express`` does, and read it.
+
+    ``rows`` (N,) of the plan; the other AUs stay as they are read from the face. Beside it the same for true renders.
+
+    Returns ``{"n_faces", "network": {...}, "true render": {...}}``, each ``{AU: {"read", "others", "monotone"}}``:
+
+    - ``read``      six numbers: judged intensity of the AU at each number, median over the faces
+    - ``others``    mean absolute change of all other AUs from 0 to 5, over the change of this one; median over the
+      faces; None if it does not rise
+    - ``monotone``  is each of ``read`` above the one before it?
+    """
+    levels, n = torch.arange(MAX_INTENSITY + 1), len(AU_NAMES)  # (6,)
+    read: dict[str, list[Tensor]] = {"network": [], "true render": []}
+    for chunk in tqdm(np.array_split(rows, max(1, len(rows) // batch_size)), desc="by numbers", disable=not progress):
+        f_f, own = swapper.encode(render(plan, renderer, chunk, device))
+        asked = plan.au[chunk].repeat(n, len(levels), 1, 1)  # (n, 6, B, n)
+        for k in range(n):
+            asked[k, :, :, k] = levels[:, None]
+        found: dict[str, list[Tensor]] = {"network": [], "true render": []}
+        for k in range(n):
+            for au in asked[k]:  # (B, n)
+                f_r = own.clone()
+                f_r[:, k] = swapper.f_r_of(au.to(device))[:, k]
+                found["network"].append(judge(swapper.generate(f_f, f_r).float()))
+                true = replace(plan, subject=plan.subject[chunk], views=plan.views[chunk], au=au)
+                found["true render"].append(judge(render(true, renderer, torch.arange(len(chunk)), device)))
+        for name, values in found.items():
+            read[name].append(torch.stack(values).cpu().double().unflatten(0, (n, len(levels))))  # (n, 6, B, n)
+    tables = {}
+    for name, parts in read.items():
+        judged = torch.cat(parts, 2)  # (n, 6, N, n)
+        table = {}
+        for k, unit in enumerate(AU_NAMES):
+            typical = judged[k, :, :, k].median(1).values  # (6,)
+            change = judged[k, -1] - judged[k, 0]  # (N, n)
+            share = (change.abs().sum(1) - change[:, k].abs()) / (n - 1) / change[:, k].clamp(min=0)
+            table[unit] = {
+                "read": [number(x) for x in typical.tolist()],
+                "others": number(share.nan_to_num(torch.inf).median().item()),
+                "monotone": bool((typical.diff() > 0).all()),
+            }
+        tables[name] = table
+    return {"n_faces": len(rows), **tables}

@@ -79,7 +79,34 @@ def tables(results: dict[str, Any]) -> str:
         }.items():
             lines.append(f"| {what} | {cell(talk['network'][name], 2)} | {cell(talk['true render'][name], 2)} |")
         parts += ["## Cross-talk", "\n".join(lines)]
+    if express := results.get("by_numbers"):
+        parts.append(numbers_table(express))
     return "\n\n".join(parts)
+
+
+def numbers_table(express: dict[str, Any]) -> str:
+    """Editing by numbers: what the judge reads at 0, 1, ..., 5 of each action unit, in Markdown."""
+    lines = [
+        "## Editing by numbers",
+        "",
+        "| requested | " + " | ".join("0 1 2 3 4 5".split()) + " | each other AU | truth |",
+    ]
+    lines.append("|---" * 9 + "|")
+    for unit, found in express["network"].items():
+        true = express["true render"][unit]
+        shares = ["–" if x["others"] is None else f"{x['others']:.2f}" for x in (found, true)]
+        reads = [f"{x:.2f}" for x in found["read"]]
+        lines.append("| " + " | ".join([unit + " ↑" * found["monotone"], *reads, *shares]) + " |")
+    rising = sum(found["monotone"] for found in express["network"].values())
+    clean = sum(x["others"] is not None and x["others"] < 0.15 for x in express["network"].values())
+    lines += [
+        "",
+        f"Intensity that the judge reads, median over {express['n_faces']} held-out faces, and the mean change of each "
+        "other AU as a share of the change of the requested one, in the network and in true renders. ↑: every number "
+        f"gives more than the one before it ({rising} of {len(AU_NAMES)}). "
+        f"Others below 0.15: {clean} of {len(AU_NAMES)}.",
+    ]
+    return "\n".join(lines)
 
 
 def strata_table(results: dict[str, Any]) -> str:

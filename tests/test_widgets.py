@@ -225,7 +225,7 @@ def test_the_app_in_voila(browser, faces, tmp_path):
     large = replace(PLAN, size=256)  # as in app/mixer.ipynb
     encoded = EncodedFaces(faces.swapper, large, faces.renderer, faces.judge)
     a, b = encoded.lively()  # what the mixer starts with
-    k = AU_NAMES.index("AU43")  # lids: of those that differ, the one that both network and judge know best
+    k = int((PLAN.au[b] - PLAN.au[a]).abs().argmax())  # the AU that differs most
     sign = float((PLAN.au[b] - PLAN.au[a])[k].sign())
     shutil.copy(NOTEBOOKS / "app" / "mixer.ipynb", tmp_path)
     with (
@@ -241,14 +241,14 @@ def test_the_app_in_voila(browser, faces, tmp_path):
         def read() -> np.ndarray:  # what the judge reads in the network's picture and in the truth: (2, 17)
             return faces.read(torch.tensor(np.stack([shown(picture.nth(n)) for n in (3, 4)]))).numpy()
 
-        after(press(page, mixer, "all together, from a to b", "Home"), picture.nth(3))
+        after(press(page, mixer, "all together, from a to b", "Home"), picture.nth(4))  # the truth comes last
         moved_by = abs(shown(picture.nth(4)).astype(int) - shown(picture.nth(0)))
         assert (moved_by > 1).mean() < 0.005  # nothing moved: the truth is a itself, but for rounding
         before = read()
         slider = next(
             text for text in mixer.locator(".expr-row label").all_inner_texts() if text.split()[0] == AU_NAMES[k]
         )
-        after(press(page, mixer, slider, "End"), picture.nth(3))
+        after(press(page, mixer, slider, "End"), picture.nth(4))
         moved = (read() - before)[:, k] * sign
         assert (moved > 0.3).all(), f"{AU_NAMES[k]} went by {moved} (network, truth) towards b"
 
@@ -270,7 +270,7 @@ def test_the_app_in_voila(browser, faces, tmp_path):
         assert mixer.get_by_role("link", name="Save as GIF").get_attribute("href").startswith("data:image/gif;base64,")
 
         tab.filter(has_text="Swap").click()
-        button = explorer.locator(".expr-faces").nth(1).get_by_role("button").nth(2)
+        button = explorer.locator(".expr-faces").nth(1).get_by_role("button").nth((b + 1) % len(PLAN))
         after(lambda: (button.focus(), page.keyboard.press("Enter")), explorer.locator("img.widget-image").nth(2))
         tab.filter(has_text="Faces").click()
         image = face.locator("img.widget-image")

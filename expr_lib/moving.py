@@ -52,6 +52,27 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
     )
 
 
+Edit = tuple[Tensor, Tensor, Tensor]
+"""What is done to a picture: a flow (B, 2, ...) in half sides, a mask (B, 1, ...) and colours (B, 3, ...)."""
+
+
+def in_one(first: Edit, second: Edit, size: int) -> Tensor:
+    """Two edits, one after the other, as one that samples the picture once: out(x) = keep(x) I(x + flow(x)) + paint(x).
+
+    Returns flow, in half sides, keep and paint, one behind the other: (B, 2 + 1 + 3, size, size). They are smooth, so
+    they can be enlarged to any picture; ``size`` of some hundred pixels suffices.
+    """
+
+    def enlarged(edit: Edit) -> Edit:
+        flow, mask, colours = (F.interpolate(x, (size, size), mode="bicubic", align_corners=False) for x in edit)
+        return flow, mask.clamp(0, 1), colours
+
+    (flow, mask, colours), (flow2, mask2, colours2) = enlarged(first), enlarged(second)
+    flow, mask, paint = warp(torch.cat([flow, mask, mask * colours], 1), flow2).split((2, 1, 3), 1)
+    keep = (1 - mask2) * (1 - mask.clamp(0, 1))
+    return torch.cat([flow + flow2, keep, (1 - mask2) * paint + mask2 * colours2], 1)
+
+
 @dataclass(frozen=True, eq=False)
 class AtRest:
     """f_f of the second generation. B of them; `f_f[rows]` chooses some."""
@@ -123,7 +144,7 @@ class Mover(nn.Module):
         flow, mask, colours = (resize(x, size) for x in self.edits(resize(picture, self.size), map, f_r))
         return (1 - mask) * warp(picture.float(), flow) + mask * colours
 
-    def edits(self, picture: Tensor, map: Tensor, f_r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def edits(self, picture: Tensor, map: Tensor, f_r: Tensor) -> Edit:
         """picture (B, 3, S, S) -> flow (B, 2, 64, 64) in half sides, mask (B, 1, P, P), colours (B, 3, P, P).
 
         P is S, but 64 at least.

@@ -127,7 +127,7 @@ LAYERS = """
 errors facs files images processes blocks moving model losses schema tensors
 datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
-importers.align importers.scale importers.source importers.labels importers.frames importers.people
+importers.choose importers.align importers.sheet photographs importers.scale importers.source importers.labels importers.frames importers.people
 importers.blendshapes importers.pickled importers.bp4d importers.ckplus importers.disfa importers.ganimation
 importers.openface importers.pyfeat importers.rafd importers.table
 importers.write

@@ -17,7 +17,7 @@ from expr_lib.datasets import to_float, to_uint8
 from expr_lib.importers.align import ONE, Aligned, align, face_box, face_weight, inverse, paste, places
 from expr_lib.importers.choose import Choice
 from expr_lib.model import MovingDG, Swapper, mix
-from expr_lib.moving import resize
+from expr_lib.moving import AtRest, resize
 from expr_lib.swap import expression
 
 SEEN = 256
@@ -60,7 +60,7 @@ def edit(swapper: Swapper, photo: np.ndarray, face: Aligned, change: Callable[[T
     image, dg = _face(swapper, face), swapper.DG
     features = swapper.E(resize(image, swapper.config.size))
     f_f, own = dg.disentangle(features, image)
-    if isinstance(dg, MovingDG):
+    if isinstance(dg, MovingDG) and isinstance(f_f, AtRest):
         return move(photo, face.matrix, dg.edit(f_f, features, image, change(own)))
     drawn = to_uint8(swapper.generate(f_f, change(own)))[0].permute(1, 2, 0)  # (1, 3, S, S) -> (S, S, 3)
     return paste(photo, drawn.cpu().numpy(), face)

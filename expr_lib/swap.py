@@ -70,7 +70,7 @@ def express_images(
 
 
 def expression(swapper: Swapper, own: Tensor, asked: dict[str, float], from_rest: bool = False) -> Tensor:
-    """f_r (B, n, d) of faces with the intensities ``asked`` of some AUs; the others as in ``own`` or, from rest, at 0."""
+    """f_r (B, n, d) with the intensities ``asked`` of some AUs, the others of ``own`` or, with ``from_rest``, at 0."""
     names = swapper.au_names
     au = torch.tensor([[asked.get(name, 0.0) for name in names]], device=own.device).expand(len(own), -1)
     given = torch.tensor([from_rest or name in asked for name in names], device=own.device)

@@ -28,7 +28,7 @@ def swap(
     which: Which = Choice(),  # noqa: B008 (frozen)
     checkpoint: Checkpoint = SHIPPED,
 ) -> None:
-    """Swap the expressions of two image files.
+    """Swap the expressions of the faces in two image files.
 
     Without --photographs the largest centred square of each image is used, and one picture is written: left, A with the
     expression of B; right, B with the expression of A. With --photographs the face of each photograph is found and

@@ -217,7 +217,7 @@ def test_a_rendered_face_in_a_large_picture_is_found_and_cut_out_as_it_was_rende
 def test_no_face_and_several_faces_are_refused_by_name(rendered):
     with pytest.raises(ValueError, match="found no face"):
         align(np.full((200, 200, 3), 128, np.uint8), 64)
-    two = np.concatenate(list(rendered), 1)
+    two = np.pad(np.concatenate(list(rendered), 1), ((40, 40), (40, 40), (0, 0)), constant_values=128)
     with pytest.raises(ValueError, match="found 2 faces, expected one"):
         align(two, 64)
     assert align(two, 64, Choice(largest=True)).face.shape == (64, 64, 3)

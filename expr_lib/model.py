@@ -24,7 +24,7 @@ from expr_lib import processes
 from expr_lib.blocks import BatchNorm, Block, ModelConfig, Residual, conv_bn, norm
 from expr_lib.errors import InputError
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
-from expr_lib.moving import AtRest, Free, Mover, as_map, resize
+from expr_lib.moving import AtRest, Free, Mover, as_map, beyond, in_one, resize
 
 
 def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -205,6 +205,16 @@ class MovingDG(nn.Module):
     def generate(self, f_f: AtRest, f_r: Tensor) -> Tensor:
         """The expression f_r (B, n, d) put on the face at rest: T (B, 3, R, R) -> image (B, 3, R, R) in [-1, 1]."""
         return self.put(f_f.face, f_f.map, f_r)
+
+    def edit(self, f_f: AtRest, features: Tensor, image: Tensor, f_r: Tensor, size: int = 256) -> Tensor:
+        """What must be done to the image (B, 3, R, R) that f_f comes from, so that it shows f_r: `moving.beyond`.
+
+        (B, 2 + 1 + 3, size, size), for a copy of the image of any size. If f_r is its own, nothing is done.
+        """
+        small, rest, own = resize(image, self.take.size), resize(f_f.face, self.put.size), self.related(features)
+        taken = self.take.edits(small, features, own)
+        back, other = (in_one(taken, self.put.edits(rest, f_f.map, x), size) for x in (own, f_r))
+        return beyond(back, other)
 
 
 class Swapper(nn.Module):

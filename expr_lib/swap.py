@@ -66,11 +66,15 @@ def express_images(
     as in :func:`swap_images`, and for a checkpoint without a table of f_r by intensity.
     """
     f_f, own = swapper.encode(_faces(swapper, "face", images))
+    return _pixels(swapper.generate(f_f, expression(swapper, own, asked, from_rest)), images)
+
+
+def expression(swapper: Swapper, own: Tensor, asked: dict[str, float], from_rest: bool = False) -> Tensor:
+    """f_r (B, n, d) with the intensities ``asked`` of some AUs, the others of ``own`` or, with ``from_rest``, at 0."""
     names = swapper.au_names
     au = torch.tensor([[asked.get(name, 0.0) for name in names]], device=own.device).expand(len(own), -1)
     given = torch.tensor([from_rest or name in asked for name in names], device=own.device)
-    f_r = torch.where(given[:, None], swapper.f_r_of(au), own)  # (B, n, d)
-    return _pixels(swapper.generate(f_f, f_r), images)
+    return torch.where(given[:, None], swapper.f_r_of(au), own)
 
 
 @torch.inference_mode()

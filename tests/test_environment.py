@@ -97,10 +97,12 @@ def test_the_makefile_and_conda_install_the_same_extras():
 # The extra that brings what one file alone imports: that file is never imported by the rest, or only where it needs it.
 EXTRA_OF = {
     "tools/distil_head.py": "anny",
+    "tools/landmarks.py": "photographs",
     "expr_lib/apps/widgets.py": "course",
     "expr_lib/apps/widget_parts.py": "course",
+    "expr_lib/importers/align.py": "photographs",
+    "expr_lib/measure/dlib_judge.py": "photographs",
 }
-EXTRA_OF |= {"expr_lib/importers/align.py": "photographs", "expr_lib/measure/dlib_judge.py": "photographs"}
 
 
 def imported_by(path: Path) -> set[str]:
@@ -131,7 +133,8 @@ LAYERS = """
 errors facs files images processes blocks moving model losses schema tensors
 datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
-importers.align importers.scale importers.source importers.labels importers.frames importers.people
+importers.choose importers.pose importers.align importers.sheet photographs
+importers.scale importers.source importers.labels importers.frames importers.people
 importers.blendshapes importers.pickled importers.bp4d importers.ckplus importers.disfa importers.ganimation
 importers.openface importers.pyfeat importers.rafd importers.table
 importers.write

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_align import points_at as landmarks_at
 from test_importers import bp4d_tree, bring_in, ckplus_tree, disfa_tree, missing, openface_row, picture, places, write
 
 from expr_lib.apps import cli
 from expr_lib.datasets import FaceData
+from expr_lib.errors import InputError
 from expr_lib.facs import ACTION_UNITS
 from expr_lib.images import read_image
-from expr_lib.importers.align import CANONICAL, Choice, align_all, chosen
+from expr_lib.importers.align import CANONICAL
+from expr_lib.importers.choose import Choice, chosen
 from expr_lib.importers.labels import DLIB_OF_MESH, MESH
+from expr_lib.importers.pose import POINTS
 from expr_lib.importers.scale import looks_like
+from expr_lib.importers.sheet import align_all
 from expr_lib.importers.source import PRESENT, folded, number, whole
 from expr_lib.importers.write import ImportConfig, import_faces
 
@@ -26,11 +31,7 @@ CODED = (*GRADED[:-1], 28, 45)
 
 def points_at(width: float = 100, x: float = 70, y: float = 30) -> np.ndarray:
     """68 landmarks (68, 2) of a face seen from the front, whose frame is ``width`` pixels wide."""
-    four = CANONICAL * width + (x, y)
-    points = np.tile(four.mean(0), (68, 1))
-    points[36:42], points[42:48], points[48], points[54] = four
-    points[30] = (points[36] + points[42]) / 2
-    return points
+    return landmarks_at(CANONICAL * width + (x, y))
 
 
 def openface_cells(version: str = "2", points: np.ndarray | None = None, **values: object) -> dict[str, object]:
@@ -339,8 +340,8 @@ def test_the_mesh_of_mediapipe_is_recognised_by_its_columns(tmp_path, shares):
 
 def test_a_mesh_that_contradicts_pyfeats_own_pose_is_not_used_and_told(tmp_path):
     root = tmp_path / "in"
-    turn = np.arange(MESH) * 2.4
-    mesh = np.stack([120 + 40 * np.cos(turn), 100 + 60 * np.sin(turn)], 1)
+    mesh = np.full((MESH, 2), 100.0)
+    mesh[list(DLIB_OF_MESH)] = POINTS @ np.array([[0.5, 0], [0, -1], [0.87, 0]]) * 0.5 + (120, 100)  # turned by 60
     cells = {f"{axis}_{i}": (*p, -1.0)[k] for i, p in enumerate(mesh) for k, axis in enumerate("xyz")}
     for name in ("a", "b"):
         picture(root / f"imgs/{name}.jpg", 90, (240, 200))
@@ -772,11 +773,15 @@ def test_one_of_several_faces_is_chosen_from_left_to_right_or_by_size():
     for choice, message in [
         (Choice(), "found 3 faces, expected one: choose with --largest or --face N"),
         (Choice(face=4), "found 3 faces, expected 4 or more"),
-        (Choice(face=-1), "expected a number from 1 on"),
-        (Choice(largest=True, face=1), "and not --largest with it"),
     ]:
         with pytest.raises(ValueError, match=message):
             chosen(found, choice)
+    for options, message in [
+        ({"face": -1}, "face: found -1, expected 1 to 1000"),
+        ({"largest": True, "face": 1}, "--largest with it, expected one of the two"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Choice(**options)
 
 
 def test_all_commands_that_find_faces_have_the_same_options(tmp_path, capsys, monkeypatch):

@@ -15,8 +15,10 @@ import tyro
 from tyro.conf import arg
 
 from expr_lib.errors import InputError
+from expr_lib.importers.choose import Choice
 
 Output = Annotated[Path, arg(aliases=["-o"])]
+Which = Annotated[Choice, arg(name="")]  # --largest and --face, of every command that finds faces
 Checkpoint = Annotated[Path, arg(help_behavior_hint="(default: the shipped ones)")]
 
 ADVICE = {
@@ -121,12 +123,3 @@ def device_of(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return name
-
-
-def chosen_face(largest: bool, face: int) -> Any:
-    """The options --largest and --face as one `importers.align.Choice`."""
-    from expr_lib.importers.align import Choice
-
-    if largest and face:
-        raise InputError(f"--face {face}: expected a number from 1 on, and not --largest with it")
-    return Choice(largest, count("--face", face, 0, 1000))

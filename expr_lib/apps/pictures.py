@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs. Annotations are values here, ty
 ``from __future__ import annotations``.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,9 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
-from expr_lib.apps.options import Checkpoint, Output, chosen_face, input_errors, may_write
+from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write
 from expr_lib.errors import InputError
+from expr_lib.importers.choose import Choice
 
 
 def swap(
@@ -23,94 +25,116 @@ def swap(
     only: tuple[str, ...] = (),
     amount: float = 1.0,
     photographs: bool = False,
-    largest: bool = False,
-    face: int = 0,
+    which: Which = Choice(),  # noqa: B008 (frozen)
     checkpoint: Checkpoint = SHIPPED,
 ) -> None:
-    """Swap the expressions of two image files: left, A with the expression of B; right, B with the expression of A.
+    """Swap the expressions of the faces in two image files.
 
-    The largest centred square of each image is used; with --photographs the face is found, swapped and pasted back.
-    The shipped weights have seen rendered faces only: on photographs expect the gist at best. A line on stderr says
-    when an image is far from what they know.
+    Without --photographs the largest centred square of each image is used, and one picture is written: left, A with the
+    expression of B; right, B with the expression of A. With --photographs the face of each photograph is found and
+    changed where it is, and two pictures of the photographs' own sizes are written: A with the expression of B as
+    NAME.png, and B with the expression of A as NAME-b.png. A line on stderr says if a face is far from those that the
+    weights know.
 
     Args:
         a: an image file (PNG, JPEG, WebP, TIFF, ...).
         b: another one.
         out: PNG file to write.
-        inputs: put the two input squares above the two results.
-        only: action units to swap, such as AU12 AU25; all where none is named.
+        inputs: put the two inputs above the two results, in one picture; with --photographs in NAME-overview.png.
+        only: action units to swap, such as AU12 AU25; all if none is named.
         amount: how far to go, from 0 (own expression) to 1 (the other's).
-        photographs: find the face in each and paste the result back (extra photographs).
-        largest: of several faces in a photograph take the largest.
-        face: of several faces take this one, counted from 1 from left to right.
+        photographs: change the face in each photograph, at full size (extra photographs).
+        which: one of several faces.
         checkpoint: weights of the swapper (.safetensors).
     """
     import numpy as np
 
-    from expr_lib.images import read_image, square, write_png
-    from expr_lib.importers.align import Choice, align, beside, paste
+    from expr_lib.images import square, write_png
 
-    may_write("--out", out, ending=".png")
-    choice = chosen_face(largest, face)
-    if choice != Choice() and not photographs:
-        raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
-    with input_errors():
-        images = [read_image(path) for path in (a, b)]  # before the networks are imported: a wrong file is told at once
+    images = read((a, b), out, photographs, which)
 
     from expr_lib.swap import amounts, load, swap_images
 
     swapper = load(checkpoint)
     weights = amounts(swapper.au_names, only, amount)
-    size = shown_size(swapper, *images)
-    aligned = []
-    for path, image in zip((a, b), images, strict=True) if photographs else ():
-        with input_errors(f"{path}: "):
-            aligned.append(align(image, size, choice))
-    faces = np.stack([cut.face for cut in aligned] or [square(image, size) for image in images])  # (2, S, S, 3)
-    swapped = np.stack(swap_images(swapper, faces[0], faces[1], weights))
-    rows = np.stack([faces, swapped] if inputs else [swapped])  # (R, 2, S, S, 3)
-    picture = rows.transpose(0, 2, 1, 3, 4).reshape(-1, 2 * size, 3)  # (R, 2, S, S, 3) -> (R * S, 2 * S, 3)
     if photographs:
-        done = [paste(image, face, cut) for image, face, cut in zip(images, swapped, aligned, strict=True)]
-        picture = np.concatenate([beside(*row) for row in ((images, done) if inputs else (done,))])
-    write_png(out, picture)
-    print(f"{out}: {a.name} with the expression of {b.name}, and the other way round")
+        from expr_lib.importers.sheet import beside
+        from expr_lib.photographs import find, swap_photographs
+
+        cuts = []
+        for path, image in zip((a, b), images, strict=True):
+            with input_errors(f"{path}: "):
+                cuts.append(find(swapper, image, which))
+        done = swap_photographs(swapper, images, cuts, weights)
+        pictures = {out: done[0], out.with_name(f"{out.stem}-b.png"): done[1]}
+        if inputs:
+            pictures[out.with_name(f"{out.stem}-overview.png")] = beside(images, done)
+        faces = np.stack([cut.face for cut in cuts])  # (2, S, S, 3)
+    else:
+        size = shown_size(swapper, *images)
+        faces = np.stack([square(image, size) for image in images])  # (2, S, S, 3)
+        rows = [faces] * inputs + [np.stack(swap_images(swapper, faces[0], faces[1], weights))]
+        pictures = {out: np.concatenate([np.concatenate(list(row), 1) for row in rows])}  # (R * S, 2 * S, 3)
+    for path, picture in pictures.items():
+        write_png(path, picture)
+    print(f"{', '.join(map(str, pictures))}: {a.name} with the expression of {b.name}, and the other way round")
     say_if_unfamiliar(swapper.metadata, (a, b), faces)
 
 
 def express(
-    face: Annotated[Positional[Path], arg(metavar="FACE")],
+    image: Annotated[Positional[Path], arg(metavar="FACE")],
     intensities: Annotated[Positional[tuple[str, ...]], arg(metavar="AU=INTENSITY")],
     out: Output = Path("express.png"),
     from_rest: bool = False,
+    photographs: bool = False,
+    which: Which = Choice(),  # noqa: B008 (frozen)
     checkpoint: Checkpoint = SHIPPED,
 ) -> None:
     """Give a face an expression by numbers: expr-lib express FACE AU12=4 AU6=3 -o smile.png
 
-    The largest centred square of the image is used, at its own resolution. Action units that are not named stay as they
-    are read from the face.
+    The largest centred square of the image is used, at its own resolution; with --photographs the face is found and
+    changed where it is. Action units that are not named stay as they are read from the face.
 
     Args:
-        face: an image file (PNG, JPEG, WebP, TIFF, ...).
+        image: an image file (PNG, JPEG, WebP, TIFF, ...).
         intensities: action units with intensities from 0 (absent) to 5 (FACS letter E).
         out: PNG file to write.
         from_rest: set all action units that are not named to 0.
+        photographs: change the face in the photograph, at full size (extra photographs).
+        which: one of several faces.
         checkpoint: weights of the swapper (.safetensors).
     """
-    from expr_lib.images import read_image, square, write_png
+    from expr_lib.images import square, write_png
 
-    may_write("--out", out, ending=".png")
-    with input_errors():
-        image = read_image(face)
+    (photo,) = read((image,), out, photographs, which)
 
     from expr_lib.swap import express_images, load, parse_expression
 
     swapper = load(checkpoint)
     asked = parse_expression(intensities, swapper.au_names)
-    cut = square(image, shown_size(swapper, image))
-    write_png(out, express_images(swapper, cut, asked, from_rest))
-    print(f"{out}: {face.name} with " + ", ".join(f"{name} {value:g}" for name, value in asked.items()))
-    say_if_unfamiliar(swapper.metadata, (face,), cut[None])
+    if photographs:
+        from expr_lib.photographs import express_photograph, find
+
+        with input_errors(f"{image}: "):
+            cut = find(swapper, photo, which)
+        face, done = cut.face, express_photograph(swapper, photo, cut, asked, from_rest)
+    else:
+        face = square(photo, shown_size(swapper, photo))
+        done = express_images(swapper, face, asked, from_rest)
+    write_png(out, done)
+    print(f"{out}: {image.name} with " + ", ".join(f"{name} {value:g}" for name, value in asked.items()))
+    say_if_unfamiliar(swapper.metadata, (image,), face[None])
+
+
+def read(paths: Sequence[Path], out: Path, photographs: bool, which: Choice) -> list[Any]:
+    """The image files, (H, W, 3) uint8 each; all that can be wrong with the arguments is told before networks load."""
+    from expr_lib.images import read_image
+
+    may_write("--out", out, ending=".png")
+    if which != Choice() and not photographs:
+        raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
+    with input_errors():
+        return [read_image(path) for path in paths]
 
 
 def shown_size(swapper: Any, *images: Any) -> int:

@@ -13,8 +13,9 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, second_judge, unmet_judges
-from expr_lib.apps.options import Checkpoint, Output, chosen_face, count, device_of, input_errors, may_write
+from expr_lib.apps.options import Checkpoint, Output, Which, count, device_of, input_errors, may_write
 from expr_lib.errors import InputError
+from expr_lib.importers.choose import Choice
 
 
 def faces_command() -> Callable[..., None]:
@@ -70,8 +71,7 @@ def align(
     photographs: Annotated[Positional[tuple[Path, ...]], arg(metavar="PHOTOGRAPH")],
     out: Output = Path("aligned"),
     size: int = 256,
-    largest: bool = False,
-    face: int = 0,
+    which: Which = Choice(),  # noqa: B008 (frozen)
 ) -> None:
     """Find the face in each photograph and cut it out as the rendered faces are; a contact sheet shows what was done.
 
@@ -81,15 +81,14 @@ def align(
         photographs: image files, or folders of them with all folders in these, such as one for each person.
         out: folder for NAME.png, one for each face, in the same folders; and contact-sheet.png, or several.
         size: pixels a side.
-        largest: of several faces in a photograph take the largest.
-        face: of several faces take this one, counted from 1 from left to right.
+        which: one of several faces.
     """
-    from expr_lib.importers.align import align_all
+    from expr_lib.importers.sheet import align_all
 
     count("--size", size, 16, 1024)
     may_write("--out", out, folder=True)
     with input_errors():
-        for line in align_all(photographs, out, size, chosen_face(largest, face)):
+        for line in align_all(photographs, out, size, which):
             print(line)
 
 

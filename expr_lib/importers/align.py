@@ -7,32 +7,30 @@ all the rest works without. The model was trained on 300-W, whose licence exclud
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain, count
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from expr_lib.images import read_image, write_png
+from expr_lib.importers.choose import Choice, chosen
+from expr_lib.importers.pose import yaw
 
 CANONICAL = np.array([[0.3467, 0.3769], [0.6533, 0.3769], [0.3763, 0.7422], [0.6237, 0.7422]])
 """Eyes and mouth corners of the mean rendered head, seen from the front, in shares of the image; image left first."""
-NOSE_DEPTH = 0.75
-"""How far the tip of the nose stands out from between the eyes, in distances between the eyes: of the same head."""
-MAX_YAW = 40.0
-"""Degrees; a head turned further is a profile. The rendered heads turn by up to 32."""
+MAX_YAW = 37.0
+"""Degrees; a head turned further is refused. The rendered heads turn by up to 32; `benchmarks/photographs.py` has the
+error of this reading."""
+MAX_BESIDE = 0.25
+"""Share of the ellipse ``FACE`` that may lie beside the face, on background or hair, which would be moved with it."""
 CERTAIN = 0.3
 """Score of dlib's detector below which a find does not count; at its own 0 it takes a badge on a suit for a face."""
 FACE = ((0.5, 0.56), (0.40, 0.42))
 """Centre and half axes of the ellipse that is pasted back, in shares of the aligned image."""
-
-
+ONE = Choice()
+"""No choice among several faces is made."""
 INVENTED = 1 / 3
 """Share of the ellipse that may lie beyond the photograph, where its edge goes on: more of it is no face any more."""
 
@@ -50,51 +48,23 @@ class Aligned:
     matrix: np.ndarray  # (2, 3) pixels of the photograph -> shares of the face image
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which of several faces in a photograph is meant: one set of options for all commands that find faces."""
-
-    largest: bool = False  # of several faces take the largest
-    face: int = 0  # of several faces take this one, counted from 1 from left to right
-
-
-def align(photo: np.ndarray, size: int, choice: Choice | None = None, *, largest: bool = False) -> Aligned:
+def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
     """Find the face in a photograph (H, W, 3) uint8 and cut it out, ``size`` pixels a side.
 
-    Of several faces the largest is taken where it has four times the area of the next one, or as ``choice`` says
-    (``largest``: the same as ``Choice(largest=True)``).
-    Raises ``ImportError`` without the extra ``photographs``, ``ValueError`` where there is no face, there are several,
-    or it is a profile.
+    Of several faces the largest is taken if it has four times the area of the next one, or as ``choice`` says.
+    Raises ``ImportError`` without the extra ``photographs``, ``ValueError`` if there is no face, if there are several,
+    or if the head is turned too far.
     """
     found = find_faces(photo)
     if not found:
         raise ValueError("found no face; expected one seen from the front, upright, at least 40 pixels wide")
-    return cut_out(photo, chosen(found, choice or Choice(largest)), size)
-
-
-def chosen(found: list[np.ndarray], choice: Choice) -> np.ndarray:
-    """One of several faces, each given by its landmarks (68, 2); ``ValueError`` where it is not clear which."""
-    if choice.face < 0 or (choice.largest and choice.face):
-        raise ValueError(f"--face {choice.face}: expected a number from 1 on, and not --largest with it")
-    if len(found) == 1:
-        return found[0]
-    if choice.face > len(found):
-        raise ValueError(f"found {len(found)} faces, expected {choice.face} or more, as --face {choice.face} says")
-    if choice.face:
-        return sorted(found, key=lambda points: float(points[:, 0].mean()))[choice.face - 1]
-    area = [float(np.ptp(points, axis=0).prod()) for points in found]
-    order = np.argsort(area)[::-1]
-    if not choice.largest and area[order[0]] < 4 * area[order[1]]:
-        raise ValueError(
-            f"found {len(found)} faces, expected one: choose with --largest or --face N, from left to right"
-        )
-    return found[order[0]]
+    return cut_out(photo, chosen(found, choice), size)
 
 
 def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
     """The face with these landmarks (68, 2), ``size`` pixels a side.
 
-    Raises ``ValueError`` for a profile, and where the landmarks are none or those of another photograph.
+    Raises ``ValueError`` for a head that is turned too far, and for landmarks that are none or another photograph's.
     """
     points = np.asarray(points, np.float64)
     if points.shape != (68, 2) or not np.isfinite(points).all():
@@ -103,6 +73,8 @@ def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
     if abs(turned := yaw(points)) > MAX_YAW:
         raise ValueError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
     matrix = similarity(anchors(points))
+    if (share := beside_face(matrix, points)) > MAX_BESIDE:
+        raise ValueError(f"found {share:.0%} of the changed area beside the face, expected {MAX_BESIDE:.0%} at most")
     if (share := beyond(matrix, photo.shape[:2])) > INVENTED:
         found = f"found {share:.0%} of the face beyond the photograph, expected {INVENTED:.0%} at most"
         raise LandmarkError(f"landmarks: {found}; is this a scaled or cut copy?")
@@ -123,6 +95,16 @@ def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
     back = inverse(matrix)
     place = (np.stack([columns, rows], 1) + 0.5) / 32 @ back[:, :2].T + back[:, 2]  # (N, 2) in the photograph
     return float(((place < 0) | (place > (shape[1], shape[0]))).any(1).mean())
+
+
+def beside_face(matrix: np.ndarray, points: np.ndarray) -> float:
+    """Share of the ellipse ``FACE``, weighted as it is pasted, that lies beside the face of these landmarks."""
+    brows = points[17:27]
+    forehead = brows + 0.9 * (brows.mean(0) - points[33])  # as high as from the brows to below the nose
+    outline = np.concatenate([points[:17], forehead[::-1]]) @ matrix[:, :2].T + matrix[:, 2]
+    inside, weight = Image.new("1", (64, 64)), face_mask(64)
+    ImageDraw.Draw(inside).polygon([tuple(place) for place in outline * 64 - 0.5], fill=1)
+    return float(weight[~np.array(inside)].sum() / weight.sum())
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:
@@ -159,16 +141,6 @@ def dlib_model(name: str) -> str:
 def anchors(points: np.ndarray) -> np.ndarray:
     """68 landmarks -> the four points (4, 2) that are aligned: two eyes, two mouth corners, image left first."""
     return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[48], points[54]])
-
-
-def yaw(points: np.ndarray) -> float:
-    """How far the head is turned, in degrees, from where the nose is between the eyes; > 0 towards image right."""
-    left, right = points[36:42].mean(0), points[42:48].mean(0)
-    across, distance = right - left, np.linalg.norm(right - left)
-    if distance < 1:
-        return 90.0
-    aside = (points[30] - (left + right) / 2) @ across / distance**2  # in distances between the eyes
-    return float(np.degrees(np.arctan(aside / NOSE_DEPTH)))
 
 
 def similarity(four: np.ndarray) -> np.ndarray:
@@ -220,13 +192,35 @@ def crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     return turned.round().clip(0, 255).astype(np.uint8)
 
 
+def face_weight(place: np.ndarray) -> np.ndarray:
+    """Places (..., 2) in shares of the aligned image -> (...): 1 on the face, 0 outside the ellipse ``FACE``."""
+    centre, half = np.array(FACE, place.dtype)
+    radius = np.hypot(*np.moveaxis((place - centre) / half, -1, 0))
+    t = ((1 - radius) / 0.25).clip(0, 1)
+    return t * t * (3 - 2 * t)
+
+
 def face_mask(size: int) -> np.ndarray:
     """(size, size) in [0, 1]: 1 on the face, falling softly to 0 at the ellipse ``FACE``."""
     place = (np.arange(size) + 0.5) / size
-    (x, y), (a, b) = FACE
-    radius = np.hypot((place[None] - x) / a, (place[:, None] - y) / b)
-    t = ((1 - radius) / 0.25).clip(0, 1)
-    return t * t * (3 - 2 * t)
+    return face_weight(np.stack(np.meshgrid(place, place), -1))
+
+
+def face_box(matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of a photograph (height, width) in which the ellipse ``FACE`` lies; outside nothing changes."""
+    back, (centre, half) = inverse(matrix), np.array(FACE)
+    x, y = back[:, :2] @ centre + back[:, 2]
+    dx, dy = np.hypot(*(back[:, :2] * half).T)  # half the extent of an ellipse that is turned
+    low, high = np.floor([y - dy, x - dx]).astype(int), np.ceil([y + dy, x + dx]).astype(int)
+    rows, columns = (slice(max(0, a), max(0, min(b, n))) for a, b, n in zip(low, high, shape[:2], strict=True))
+    return rows, columns
+
+
+def places(matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    """The middles of a photograph's pixels (h, w, 2), as float32, in shares of the aligned image."""
+    y, x = (np.arange(s.start, s.stop) + 0.5 for s in (rows, columns))
+    place = x[None, :, None] * matrix[:, 0] + y[:, None, None] * matrix[:, 1] + matrix[:, 2]  # (h, w, 2)
+    return place.astype(np.float32)
 
 
 def match_color(face: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -248,115 +242,19 @@ def paste(photo: np.ndarray, face: np.ndarray, aligned: Aligned) -> np.ndarray:
 
     Only the ellipse ``FACE`` changes, with a soft edge; every other pixel stays as it is.
     """
-    size = len(face)
-    face = match_color(face, aligned.face if len(aligned.face) == size else crop(photo, aligned.matrix, size))
-    height, width = photo.shape[:2]
-    to_face = (aligned.matrix * size).flatten().tolist()
-    shrinks = magnification(aligned.matrix, size)
+    size, matrix = len(face), aligned.matrix
+    face = match_color(face, aligned.face if len(aligned.face) == size else crop(photo, matrix, size))
+    rows, columns = face_box(matrix, photo.shape)
+    to_face = matrix.copy()
+    to_face[:, 2] += matrix[:, :2] @ (columns.start, rows.start)
+    shrinks = magnification(matrix, size)
     picture = Image.fromarray(face)
     if shrinks > 1:  # the face has more pixels than its place in the photograph
         picture = picture.filter(ImageFilter.GaussianBlur(0.5 * (shrinks - 1)))
-    affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
-    layer = np.array(picture.transform((width, height), affine, to_face, bicubic), float)
-    mask = Image.fromarray((face_mask(size) * 255).round().astype(np.uint8))
-    weight = (
-        np.array(mask.transform((width, height), affine, to_face, Image.Resampling.BILINEAR), float)[..., None] / 255
-    )
-    return (photo * (1 - weight) + layer * weight).round().astype(np.uint8)
-
-
-# -- pictures ------------------------------------------------------------------------------------------------------
-
-
-def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, height: int = 220) -> np.ndarray:
-    """What was done with one photograph (None: it could not be read), one line of a contact sheet: (H, W, 3) uint8.
-
-    Left the photograph with the landmarks and the frame of the cut, then the cut, then the name or why it was left out.
-    """
-    pad = 12
-    row = Image.new("RGB", (2 * height + 420 + 4 * pad, height + pad), "white")
-    draw = ImageDraw.Draw(row)
-    if photo is not None:
-        scale = height / max(photo.shape[:2])
-        size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
-        row.paste(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS), (pad, pad))
-        if isinstance(result, Aligned):
-            corners = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]])
-            frame = corners @ inverse(result.matrix).T  # (5, 2) in the photograph
-            draw.line([(x + pad, y + pad) for x, y in frame * scale], fill="#56B4E9", width=2)
-            for x, y in result.points * scale + pad:
-                draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill="#E69F00")
-    if isinstance(result, Aligned):
-        row.paste(
-            Image.fromarray(result.face).resize((height, height), Image.Resampling.BICUBIC), (2 * pad + height, pad)
-        )
-    text = name if isinstance(result, Aligned) else f"{name}\n\nleft out:\n" + "\n".join(wrap(result, 46))
-    draw.multiline_text((3 * pad + 2 * height, pad + 4), text, fill="#222222", font_size=17, spacing=6)
-    return np.array(row)
-
-
-PAGE = 20
-"""Photographs on one page of the contact sheet: 4,640 pixels high."""
-
-
-def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> Iterator[str]:
-    """Cut the face out of each photograph, and of all below a folder, into ``out``; yields a line on each file written.
-
-    Folders are kept, so that people with a ``1.png`` each do not mix. One photograph and one page of the contact sheet
-    are in memory at a time. Raises ``ValueError`` where there is no file and, when the contact sheet is written, where
-    no file shows a face.
-    """
-    files = list(files_below(paths, out))
-    if not any(file.exists() for file, _ in files):
-        raise ValueError(f"{', '.join(map(str, paths)) or 'PHOTOGRAPH'}: found no file, expected photographs")
-    pages, rows = -(-len(files) // PAGE), list[np.ndarray]()
-    sheets = [out / (f"contact-sheet-{k:0{len(str(pages))}}.png" if pages > 1 else "contact-sheet.png")
-              for k in range(1, pages + 1)]  # fmt: skip
-    written = {str(path).lower() for path in sheets}
-    for n, (file, below) in enumerate(files, 1):
-        photo = None
-        try:
-            photo = read_image(file)
-            result: Aligned | str = align(photo, size, choice)
-        except (ValueError, OSError) as error:
-            result = str(error).removeprefix(f"{file}: ")
-        rows.append(contact_row(str(below), photo, result))
-        if isinstance(result, Aligned):
-            names = chain([below.stem], (f"{below.stem}-{k}" for k in count(2)))  # 1.jpg and 1.png
-            target = next(x for name in names if str(x := out / below.with_name(f"{name}.png")).lower() not in written)
-            written.add(str(target).lower())
-            yield str(write_png(target, result.face))
-        else:
-            yield f"{file}: left out: {result}"
-        if len(rows) == PAGE or n == len(files):
-            yield str(write_png(sheets[(n - 1) // PAGE], np.concatenate(rows)))
-            rows.clear()
-    if len(written) == len(sheets):
-        raise ValueError(f"found no face in any of {len(files)} files, expected one at least; why: {sheets[0]}")
-
-
-def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
-    """Files, and those in folders at any depth -> each with the path that it gets; ``out`` itself is not entered.
-
-    Hidden files are passed over and links to folders not followed.
-    """
-    several = len(paths) > 1
-    for path in paths:
-        if not path.is_dir():
-            yield path, Path(path.name)
-            continue
-        for folder, folders, names in os.walk(path):
-            folders[:] = sorted(
-                x for x in folders if not x.startswith(".") and (Path(folder) / x).resolve() != out.resolve()
-            )
-            for name in sorted(names):
-                if not name.startswith("."):
-                    file = Path(folder) / name
-                    yield file, Path(path.resolve().name if several else "") / file.relative_to(path)
-
-
-def beside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Two pictures (H, W, 3) side by side, both as high as the higher one, 1200 pixels at most."""
-    height = min(max(len(a), len(b)), 1200)
-    scaled = [Image.fromarray(x).resize((round(x.shape[1] * height / len(x)), height)) for x in (a, b)]
-    return np.concatenate([np.array(x) for x in scaled], axis=1)
+    box = (columns.stop - columns.start, rows.stop - rows.start)
+    form = (Image.Transform.AFFINE, (to_face * size).flatten().tolist(), Image.Resampling.BICUBIC)
+    layer = np.array(picture.transform(box, *form), np.float32)
+    weight = face_weight(places(matrix, rows, columns))[..., None]
+    done = photo.copy()
+    done[rows, columns] = (photo[rows, columns] * (1 - weight) + layer * weight).round().astype(np.uint8)
+    return done

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from expr_lib.facs import MAX_INTENSITY
-from expr_lib.importers.align import MAX_YAW, yaw
+from expr_lib.importers.align import MAX_YAW
 from expr_lib.importers.blendshapes import au_of_shapes, shape_columns
 from expr_lib.importers.frames import Entry, Lookup, matched
 from expr_lib.importers.labels import MESH, au_columns, landmarks
+from expr_lib.importers.pose import yaw
 from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree, number, whole
 
 SCORE = 0.8

@@ -34,7 +34,8 @@ from tqdm import tqdm
 from expr_lib.errors import MAX_SEED, check_range
 from expr_lib.files import replace_file, sha256
 from expr_lib.images import read_image, square
-from expr_lib.importers.align import Choice, LandmarkError, align, beyond, cut_out
+from expr_lib.importers.align import LandmarkError, align, beyond, cut_out
+from expr_lib.importers.choose import Choice
 from expr_lib.importers.people import with_people
 from expr_lib.importers.source import PEOPLE, Face, Report, Tree
 

@@ -1,0 +1,110 @@
+"""Folders of photographs: cut the face out of each, with a contact sheet that shows what was done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import chain, count
+from pathlib import Path
+from textwrap import wrap
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from expr_lib.images import read_image, write_png
+from expr_lib.importers.align import Aligned, align, inverse
+from expr_lib.importers.choose import Choice
+
+
+def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, height: int = 220) -> np.ndarray:
+    """What was done with one photograph (None: it could not be read), one line of a contact sheet: (H, W, 3) uint8.
+
+    Left the photograph with the landmarks and the frame of the cut, then the cut, then the name or why it was left out.
+    """
+    pad = 12
+    row = Image.new("RGB", (2 * height + 420 + 4 * pad, height + pad), "white")
+    draw = ImageDraw.Draw(row)
+    if photo is not None:
+        scale = height / max(photo.shape[:2])
+        size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
+        row.paste(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS), (pad, pad))
+        if isinstance(result, Aligned):
+            corners = np.array([[0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [0, 0, 1]])
+            frame = corners @ inverse(result.matrix).T  # (5, 2) in the photograph
+            draw.line([(x + pad, y + pad) for x, y in frame * scale], fill="#56B4E9", width=2)
+            for x, y in result.points * scale + pad:
+                draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill="#E69F00")
+    if isinstance(result, Aligned):
+        row.paste(
+            Image.fromarray(result.face).resize((height, height), Image.Resampling.BICUBIC), (2 * pad + height, pad)
+        )
+    text = name if isinstance(result, Aligned) else f"{name}\n\nleft out:\n" + "\n".join(wrap(result, 46))
+    draw.multiline_text((3 * pad + 2 * height, pad + 4), text, fill="#222222", font_size=17, spacing=6)
+    return np.array(row)
+
+
+PAGE = 20
+"""Photographs on one page of the contact sheet: 4,640 pixels high."""
+
+
+def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> Iterator[str]:
+    """Cut the face out of each photograph, and of all below a folder, into ``out``; yields a line on each file written.
+
+    Folders are kept, so that people with a ``1.png`` each do not mix. One photograph and one page of the contact sheet
+    are in memory at a time. Raises ``ValueError`` where there is no file and, when the contact sheet is written, where
+    no file shows a face.
+    """
+    files = list(files_below(paths, out))
+    if not any(file.exists() for file, _ in files):
+        raise ValueError(f"{', '.join(map(str, paths)) or 'PHOTOGRAPH'}: found no file, expected photographs")
+    pages, rows = -(-len(files) // PAGE), list[np.ndarray]()
+    sheets = [out / (f"contact-sheet-{k:0{len(str(pages))}}.png" if pages > 1 else "contact-sheet.png")
+              for k in range(1, pages + 1)]  # fmt: skip
+    written = {str(path).lower() for path in sheets}
+    for n, (file, below) in enumerate(files, 1):
+        photo = None
+        try:
+            photo = read_image(file)
+            result: Aligned | str = align(photo, size, choice)
+        except (ValueError, OSError) as error:
+            result = str(error).removeprefix(f"{file}: ")
+        rows.append(contact_row(str(below), photo, result))
+        if isinstance(result, Aligned):
+            names = chain([below.stem], (f"{below.stem}-{k}" for k in count(2)))  # 1.jpg and 1.png
+            target = next(x for name in names if str(x := out / below.with_name(f"{name}.png")).lower() not in written)
+            written.add(str(target).lower())
+            yield str(write_png(target, result.face))
+        else:
+            yield f"{file}: left out: {result}"
+        if len(rows) == PAGE or n == len(files):
+            yield str(write_png(sheets[(n - 1) // PAGE], np.concatenate(rows)))
+            rows.clear()
+    if len(written) == len(sheets):
+        raise ValueError(f"found no face in any of {len(files)} files, expected one at least; why: {sheets[0]}")
+
+
+def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
+    """Files, and those in folders at any depth -> each with the path that it gets; ``out`` itself is not entered.
+
+    Hidden files are passed over and links to folders not followed.
+    """
+    several = len(paths) > 1
+    for path in paths:
+        if not path.is_dir():
+            yield path, Path(path.name)
+            continue
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(
+                x for x in folders if not x.startswith(".") and (Path(folder) / x).resolve() != out.resolve()
+            )
+            for name in sorted(names):
+                if not name.startswith("."):
+                    file = Path(folder) / name
+                    yield file, Path(path.resolve().name if several else "") / file.relative_to(path)
+
+
+def beside(*rows: Sequence[np.ndarray], height: int = 1200) -> np.ndarray:
+    """Pictures (H, W, 3) side by side, row upon row, all of one height, ``height`` pixels at most."""
+    height = min(height, max(len(picture) for row in rows for picture in row))
+    scaled = [[Image.fromarray(x).resize((round(x.shape[1] * height / len(x)), height)) for x in row] for row in rows]
+    return np.concatenate([np.concatenate([np.array(x) for x in row], axis=1) for row in scaled])

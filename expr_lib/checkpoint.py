@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from expr_lib import tensors as files
+from expr_lib.blocks import ModelConfig
 from expr_lib.errors import InputError
 from expr_lib.facs import MAX_INTENSITY
-from expr_lib.model import ModelConfig, Swapper
+from expr_lib.model import Swapper
 from expr_lib.schema import SwapperFile, checked
 from expr_lib.tensors import Shapes, fits, previous
-from expr_lib.tensors import write as save
+
+save = files.write
 
 TABLE = "table.f_r"
 """The mean f_r of each AU at each intensity, (n, 6, d): a finished run has it beside its weights."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from expr_lib.files import open_regular, replacing
 
@@ -53,7 +53,7 @@ def read_image(path: str | Path) -> np.ndarray:
                 if width * height > MAX_PIXELS:
                     raise ValueError(f"found {width} x {height} pixels, expected at most {MAX_PIXELS:,} in all")
                 return _to_rgb(ImageOps.exif_transpose(image))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         expected = "an image (PNG, JPEG, WebP, TIFF, GIF, BMP, PPM)"
         raise ValueError(f"{path}: {_looks_like(path)}, expected {expected}") from None
     except Image.DecompressionBombError:

@@ -40,9 +40,9 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> Tensor:  # the mean is its own adjoint
-        return _Mean.apply(grad[0])
+        return _Mean.apply(grad[0])  # type: ignore[no-untyped-call]
 
 
 def mean(t: Tensor) -> Tensor:
     """The mean of a tensor over the processes, differentiable: each gets the gradient of the mean of all losses."""
-    return t if count() == 1 else _Mean.apply(t)
+    return t if count() == 1 else _Mean.apply(t)  # type: ignore[no-untyped-call]

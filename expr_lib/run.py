@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from expr_lib import checkpoint, processes
+from expr_lib.blocks import ModelConfig
 from expr_lib.datasets import FaceData, held_out_pairs, to_float, to_uint8
 from expr_lib.errors import InputError
 from expr_lib.files import replace_file
 from expr_lib.images import write_png
-from expr_lib.model import ModelConfig, Swapper, mean_f_r
+from expr_lib.model import Swapper, mean_f_r
 from expr_lib.schema import SwapperFile, checked
 from expr_lib.step import Nets, TakeWeights, TrainConfig, Weights
 

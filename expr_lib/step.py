@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expr_lib import model, processes
+from expr_lib.blocks import ModelConfig
 from expr_lib.datasets import PairBatch, to_float
 from expr_lib.errors import MAX_SEED, check_range
 from expr_lib.losses import (
@@ -25,7 +26,7 @@ from expr_lib.losses import (
     lsgan_g_loss,
     reconstruction_loss,
 )
-from expr_lib.model import ModelConfig, Swapper, au_classes
+from expr_lib.model import Swapper, au_classes
 from expr_lib.moving import Free, as_map, twice
 
 

@@ -20,7 +20,8 @@ from expr_lib.errors import InputError
 from expr_lib.losses import au_weights, class_weights
 from expr_lib.model import Swapper, au_classes
 from expr_lib.run import Run
-from expr_lib.step import Nets, TrainConfig, batch_of, train_step, warmup_step
+from expr_lib.step import Nets, batch_of, train_step, warmup_step
+from expr_lib.step import TrainConfig as TrainConfig  # callers of `train` need it
 from expr_lib.take_step import take_step
 
 MAX_NUMBERS = 2 * 10**9

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import PLAN, ToyRenderer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from toy import PLAN, ToyRenderer
 
 from expr_lib import train
 from expr_lib.datasets import FaceData, pair_batch

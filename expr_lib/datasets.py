@@ -44,7 +44,7 @@ NUMBER = (
 _FIRST = Lock()  # only one of several simultaneous readers copies the images
 
 
-# -- pixels --------------------------------------------------------------------------------------------------------
+# -- pixels ----------------------------------------------------------------------------------------------------------
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-# -- the folder ----------------------------------------------------------------------------------------------------
+# -- the folder ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
     return table["subject"].to_numpy(np.int64), table["split"].to_numpy(str), au, take
 
 
-# -- pairs ---------------------------------------------------------------------------------------------------------
+# -- pairs -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

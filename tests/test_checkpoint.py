@@ -132,7 +132,7 @@ def test_other_shapes_and_missing_and_unknown_tensors_are_named(swapper: Swapper
     refused(good | {name: torch.zeros(4, 8)}, rf"{name}: found shape \(4, 8\), expected shape \(3, 8\)")
     refused({k: v for k, v in good.items() if k != name}, f"{name}: found nothing, expected shape")
     refused(good | {"ema.new": torch.zeros(1)}, r"ema.new: found shape \(1,\), expected no such tensor")
-    refused({"D.x": torch.zeros(1), "opt_G.0.step": torch.zeros(1)}, "holds no 'ema' weights, only D, opt_G")
+    refused({"D.x": torch.zeros(1), "opt_G.0.step": torch.zeros(1)}, "found only D, opt_G, expected 'ema' weights")
 
 
 def test_a_configuration_of_another_version_is_refused(swapper: Swapper, tmp_path: Path) -> None:

@@ -119,7 +119,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     adam = importlib.import_module("torch.optim.adam")  # fused, it accepts a list of device types only
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_, **__: None)
     one = SimpleNamespace(
-        device=GPU, num_processes=1, is_main_process=True, autocast=nullcontext, backward=lambda loss: loss.backward()
+        device=GPU,
+        num_processes=1,
+        is_main_process=True,
+        autocast=nullcontext,
+        backward=lambda loss: loss.backward(),
     )
     monkeypatch.setattr(train, "accelerator", lambda config: one)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())

@@ -130,7 +130,7 @@ def test_no_such_file_and_a_folder(tmp_path):
 
 def test_text_noise_and_emptiness_by_the_name_of_png(tmp_path):
     heic = b"\0\0\0\x18ftypheic" + bytes(40)
-    known = ((b"hello\n", "found text"), (bytes(range(256)), "no image format"), (b"", "empty file"), (heic, "HEIC"))
+    known = ((b"hello\n", "found text"), (bytes(range(256)), "an unknown format"), (b"", "empty file"), (heic, "HEIC"))
     for content, expected in known:
         (tmp_path / "not.png").write_bytes(content)
         assert expected in refused(tmp_path / "not.png")
@@ -249,7 +249,7 @@ def test_a_pipe_or_a_device_by_the_name_of_an_image_keeps_nobody_waiting(tmp_pat
     for name in ("a.png", "b.png"):
         assert "expected an image file" in refused(tmp_path / name)
     for name in ("a.png", "b.png"):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="expected a regular file"):
             open_regular(tmp_path / name)
     (tmp_path / "c.png").symlink_to(__file__)
     open_regular(tmp_path / "c.png").close()

@@ -13,25 +13,22 @@ Writes benchmarks/results/ablations.json, .md and .png (or `--out`); runs and th
 """
 
 import argparse
-import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from common import LEAKS, begin_with, keep, leaks_of, picture, recipe, table
 from torch import Tensor, nn
 
 from expr_lib import checkpoint, model
 from expr_lib.apps.held_out import held_out_faces
 from expr_lib.datasets import FaceData
 from expr_lib.faces.render import load_renderer
-from expr_lib.files import replace_file
-from expr_lib.measure import plots
-from expr_lib.measure.evaluate import MEASURES, evaluate, write_results
+from expr_lib.measure.evaluate import evaluate, write_results
 from expr_lib.measure.judges import load_judges
 from expr_lib.model import ModelConfig
 from expr_lib.step import TrainConfig
@@ -89,16 +86,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 SEEDS = {"full method": 3, "no adversary on f_f": 3}  # the others: one
 SHOWN = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "psnr")
-LEAKS = {"leak_au": ("0.5", 2), "leak_id": ("1x", 1)}
-NONE = {"value": None, "low": None, "high": None}
-
-
-def recipe(steps: int, warmup_steps: int, **settings: Any) -> TrainConfig:
-    """The defaults for a short training of `steps` steps after the warm-up: it cools down and averages in time."""
-    return TrainConfig(
-        steps=warmup_steps + steps, warmup_steps=warmup_steps, cooldown=0.3 * steps / (warmup_steps + steps),
-        ema=min(0.999, 1 - 10 / max(steps, 11)), sample_every=max(1, steps // 3), **settings,
-    )  # fmt: skip
 
 
 def config_of(variant: str, seed: int, full: TrainConfig) -> TrainConfig:
@@ -129,14 +116,7 @@ def learn(
     return done
 
 
-def begin_with(warm: Path, run: Path) -> None:
-    """A run that has not begun goes on from the checkpoint `warm`."""
-    if not (run / warm.name).exists():
-        run.mkdir(parents=True, exist_ok=True)
-        replace_file(run / warm.name, warm.read_bytes())
-
-
-def figures(variant: str, path: Path, pairs: int, probe: int, device: str) -> dict[str, Any]:
+def measured(variant: str, path: Path, pairs: int, probe: int, device: str) -> dict[str, Any]:
     """What `evaluate` finds for a checkpoint, kept beside it for as long as all that it was asked stays the same."""
     _, about = checkpoint.load(path)
 
@@ -152,72 +132,6 @@ def figures(variant: str, path: Path, pairs: int, probe: int, device: str) -> di
 
     made = {"checkpoint": about["sha256"], "pairs": pairs, "probe": probe}
     return keep(path.with_name("ablation.json"), made, measure)
-
-
-def leaks_of(results: dict[str, Any]) -> dict[str, Any]:
-    """`LEAKS` as `evaluate` found them; undefined where there was no probe."""
-    return {name: (results["leaks"] or {}).get(name, NONE) for name in LEAKS}
-
-
-def keep(path: Path, made: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What stands in `path` if it was made of the same, else what `measure` finds now, which then stands there."""
-    if path.exists() and (found := json.loads(path.read_text()))["made"] == made:
-        return found
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_results(path, {"made": made, **measure()})
-    return json.loads(path.read_text())
-
-
-def table(rows: list[dict[str, Any]], names: Collection[str], columns: Collection[str]) -> str:
-    """Markdown: the mean over seeds, and in brackets their range, or with one seed the 95 % interval over people."""
-    shown = {name: (MEASURES | LEAKS)[name] for name in columns}
-    lines = ["| | seeds | " + " | ".join(f"`{name}` {better}" for name, (better, _) in shown.items()) + " |"]
-    lines.append("|---" * (len(shown) + 2) + "|")
-    for variant in names:
-        mine = [row for row in rows if row["variant"] == variant]
-        cells = []
-        for name, (_, digits) in shown.items():
-            mean, low, high = interval(mine, name)
-            cell = f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
-            cells.append("–" if np.isnan(mean) else cell)
-        lines.append(f"| {variant} | {len(mine)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def interval(rows: list[dict[str, Any]], name: str) -> tuple[float, float, float]:
-    values = [np.nan if row[name]["value"] is None else row[name]["value"] for row in rows]
-    if len(values) > 1:
-        return float(np.mean(values)), min(values), max(values)
-    low, high = (np.nan if x is None else x for x in (rows[0][name]["low"], rows[0][name]["high"]))
-    return values[0], low, high
-
-
-def picture(rows: list[dict[str, Any]], names: list[str], panels: Collection[str], path: Path) -> None:
-    """A panel for each measure; a dot for each seed, a line for the 95 % interval over people; the first in blue."""
-    import matplotlib.pyplot as plt
-
-    seeds = {name: [row["seed"] for row in rows if row["variant"] == name] for name in names}
-    with plots.style():
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.1 * len(panels), 0.5 * len(names) + 1.6), sharey=True, layout="constrained"
-        )
-        for axis, measure in zip(axes, panels, strict=True):
-            for row in rows:
-                y = names.index(row["variant"]) + 0.18 * (row["seed"] - (len(seeds[row["variant"]]) - 1) / 2)
-                value, low, high = (np.nan if x is None else x for x in row[measure].values())
-                color = plots.COLORS["blue"] if row["variant"] == names[0] else plots.INK
-                axis.plot([low, high], [y, y], color=color, linewidth=1.5, alpha=0.6)
-                axis.plot(value, y, "o", color=color, markersize=6)
-            full = np.nanmean([np.nan if r[measure]["value"] is None else r[measure]["value"] for r in rows
-                               if r["variant"] == names[0]])  # fmt: skip
-            axis.axvline(full, color=plots.COLORS["blue"], linewidth=1, linestyle=":")
-            axis.set_title(measure, fontsize=14)
-            axis.margins(x=0.12)
-            axis.locator_params(axis="x", nbins=4)
-        axes[0].set_yticks(range(len(names)), names)
-        axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first on top
-        plots.save(figure, path)
-        plt.close(figure)
 
 
 def main() -> None:
@@ -242,7 +156,7 @@ def main() -> None:
     done = learn(FaceData.open(args.data), args.runs, full, names, args.start_from)
     device = accelerator(full).device.type
     rows = [
-        {"variant": v, "seed": s, **figures(v, path, args.pairs, args.probe, device)} for (v, s), path in done.items()
+        {"variant": v, "seed": s, **measured(v, path, args.pairs, args.probe, device)} for (v, s), path in done.items()
     ]
     images = 2 * (args.steps * args.batch_size + warmup_steps * full.warmup_batch_size)
     start = f"the weights {args.start_from.name}" if args.start_from else f"one warm-up of {warmup_steps} steps"

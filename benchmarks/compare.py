@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ablations import LEAKS, NONE, begin_with, interval, keep, leaks_of, picture, recipe, table
 from baselines import (
     METHODS,
     Baseline,
@@ -41,6 +40,7 @@ from baselines import (
     n_parameters,
     train_step,
 )
+from common import LEAKS, NONE, begin_with, interval, keep, leaks_of, picture, recipe, table
 from tqdm import tqdm
 
 from expr_lib import FIRST, checkpoint

@@ -1,4 +1,4 @@
-"""What all networks share: sizes, convolutions with batch norm, residual blocks, and blocks that a style steers."""
+"""Building blocks of all networks: sizes, convolutions with batch norm, and residual blocks with or without a style."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expr_lib.errors import InputError, check_range
 class ModelConfig:
     """Sizes of the networks. `size` and `n_aus` are taken from the data set when training."""
 
-    size: int = 64  # S, pixels at which E looks; a multiple of 16 (drawn) or of 32 (moved)
+    size: int = 64  # S, side of the input of E in pixels; a multiple of 16 (drawn) or of 32 (moved)
     n_aus: int = 17  # n
     d: int = 8  # numbers per action unit in f_r
     c_f: int = 16  # C, channels of f_f (drawn) or of its map m (moved)
@@ -25,9 +25,9 @@ class ModelConfig:
     width: int = 64  # channels of E and G at S/4
     width_r: int = 128  # channels of the AU-related branch
     width_d: int = 32  # channels of the first layer of the image discriminator
-    levels: tuple[int, ...] = (4,)  # AU classes for the adversary, 2 to 6: one number for all AUs or one for each
-    conditional: bool = True  # the image discriminator also asks whether the image shows the AUs it should
-    generator: Literal["drawn", "moved"] = "drawn"  # G draws the face anew, or moves the pixels of the face at rest
+    levels: tuple[int, ...] = (4,)  # AU classes for the adversary, 2 to 6; one number for all AUs or one for each
+    conditional: bool = True  # the image discriminator also sees the AUs that the image should show
+    generator: Literal["drawn", "moved"] = "drawn"  # G draws the face anew or moves the pixels of the face at rest
 
     def __post_init__(self) -> None:
         check_range(
@@ -44,12 +44,12 @@ class ModelConfig:
 
     @property
     def patch(self) -> int:
-        """Pixels a side that E takes in at once: 2, or as many as leave the moving generator 32 places a side."""
+        """Side of the patches of pixels that E takes as input: 2, or, with the moving generator, 1/32 of the image."""
         return 2 if self.generator == "drawn" else self.size // 32
 
     @property
     def grid(self) -> int:
-        """Places a side of E's features and of f_f."""
+        """Height and width of E's features and of f_f."""
         return self.size // (2 * self.patch)
 
     @property
@@ -59,12 +59,12 @@ class ModelConfig:
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    # GroupNorm, not InstanceNorm: instance statistics wash out contrast and background
+    # not instance norm, which removes contrast and background
     return nn.GroupNorm(max(1, channels // 16), channels)
 
 
 class Block(nn.Module):
-    """Residual block at constant size; with `style` its norms are scaled and shifted by it (adaptive norm, FiLM)."""
+    """Residual block at constant size; a `style` scales and shifts its norms (adaptive norm, FiLM)."""
 
     def __init__(self, channels: int, style: int = 0) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batch of all processes; torch's own SyncBatchNorm does the same, but on GPUs only."""
+    """Batch norm over the batch of all processes, on any device; torch's SyncBatchNorm works on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or processes.count() == 1:
@@ -99,7 +99,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def conv_bn(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
-    # batch norm where expressions are read: with group norm the AU branch stays blind for ten times as long
+    # expressions are read with batch norm; with group norm the AU branch needs ten times as long to learn anything
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), BatchNorm(c_out), nn.ReLU())
 
 

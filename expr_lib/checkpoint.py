@@ -1,8 +1,8 @@
-"""Weights of a swapper in and out, whole, checked, and by name.
+"""Saving, checking and loading the weights of a swapper.
 
-A training checkpoint and a released model are the same kind of file. A tensor's name starts with what it belongs to
-(`swapper.`, `ema.`, `D.`, `opt_G.` ...); a released model has only `ema.`, the averaged weights, used at run time, and
-`table.f_r`, which older ones lack.
+A training checkpoint and a released model have the same format. The name of a tensor starts with the network or
+optimizer that it belongs to (`swapper.`, `ema.`, `D.`, `opt_G.` ...). A released model has only `ema.`, the averaged
+weights that are used at run time, and `table.f_r`, which older files lack.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ import torch
 from torch import Tensor, nn
 
 from expr_lib import tensors as files
+from expr_lib.blocks import ModelConfig
 from expr_lib.errors import InputError
 from expr_lib.facs import MAX_INTENSITY
-from expr_lib.model import ModelConfig, Swapper
+from expr_lib.model import Swapper
 from expr_lib.schema import SwapperFile, checked
 from expr_lib.tensors import Shapes, fits, previous
-from expr_lib.tensors import write as save
+
+save = files.write
 
 TABLE = "table.f_r"
-"""The mean f_r of each AU at each intensity, (n, 6, d): a finished run has it beside its weights."""
+"""The tensor with the mean f_r of each AU at each intensity, (n, 6, d), which a finished run has."""
 Check = Callable[[Shapes, dict[str, Any]], None]
 
 
 def load(
     path: str | Path, device: str | torch.device = "cpu", check: Check | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save` wrote -> tensors on the device, metadata; errors and `check` as in :func:`tensors.read`."""
+    """Read a file of `save` -> tensors on the device, metadata; errors and `check` as in :func:`tensors.read`."""
     tensors, metadata = files.read(path, check)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
 
 def load_last(path: str | Path, check: Check | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Like `load`; a damaged or missing file is replaced by the one before it, with a warning. None where both miss."""
+    """Like `load`, but read the previous file, with a warning, if this one is damaged or missing; None if both are."""
     try:
         return load(path, "cpu", check)
     except (FileNotFoundError, InputError) as error:
@@ -46,7 +48,7 @@ def load_last(path: str | Path, check: Check | None = None) -> tuple[dict[str, T
             if isinstance(error, FileNotFoundError):
                 return None
             raise
-        before = load(previous(path), "cpu", check)  # refused for the same reason, it says so itself
+        before = load(previous(path), "cpu", check)
         warnings.warn(f"{error}; {previous(path)} is used instead", stacklevel=2)
         return before
 
@@ -61,12 +63,12 @@ def part_of(prefix: str, tensors: dict[str, Tensor], path: str | Path) -> dict[s
     given = {name.removeprefix(prefix + "."): t for name, t in tensors.items() if name.startswith(prefix + ".")}
     if not given:
         others = ", ".join(sorted({name.split(".")[0] for name in tensors})) or "nothing"
-        raise InputError(f"{path}: holds no {prefix!r} weights, only {others}")
+        raise InputError(f"{path}: found only {others}, expected {prefix!r} weights")
     return given
 
 
 def load_module(prefix: str, module: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Fill a module from `prefix.*`; InputError names the first tensor that is missing, unknown or of another form."""
+    """Fill a module from `prefix.*`; InputError names the first tensor that is missing, unknown or does not fit."""
     check_module(prefix, module, tensors, path)
     module.load_state_dict(part_of(prefix, tensors, path))
 
@@ -78,13 +80,13 @@ def check_module(prefix: str, module: nn.Module, shapes: Shapes, path: str | Pat
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of Adam, named `prefix.parameter.quantity`. Learning rates are the configuration's business."""
+    """The state of Adam, named `prefix.parameter.quantity`, without the learning rates."""
     state = optimizer.state_dict()["state"]
     return {f"{prefix}.{i}.{key}": value for i, values in state.items() for key, value in values.items()}
 
 
 def check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, shapes: Shapes, path: str | Path) -> None:
-    """InputError if `prefix.*` is no state of Adam for these weights; a weight that never learnt has none."""
+    """InputError if `prefix.*` is not a state of Adam for these weights; weights without updates have no state."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     given = {name: tensor for name, tensor in shapes.items() if name.startswith(prefix + ".")}
     known: Shapes = {}
@@ -98,8 +100,8 @@ def check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, shapes: Shape
 def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Fill an optimizer from `prefix.*`, as `optimizer_tensors` wrote them.
 
-    Moments get the memory layout of their weights: fused Adam walks through both in the order of the memory and, on the
-    CPU (torch 2.13), does not notice where the orders differ.
+    Moments get the memory layout of their weights, because fused Adam on the CPU (torch 2.13) gives wrong results
+    without an error if the layouts differ.
     """
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -113,9 +115,9 @@ def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[
 
 
 def model_config(metadata: dict[str, Any], path: str | Path) -> ModelConfig:
-    """The ModelConfig in a checkpoint's metadata; InputError names an entry that is unknown, of another type or range.
+    """The ModelConfig in the metadata of a checkpoint; InputError names an entry that is unknown or invalid.
 
-    Types and defaults are the dataclass's own, and so are the ranges: it checks them when it is built.
+    Types, defaults and ranges are those of the dataclass.
     """
     about = checked(SwapperFile, metadata, f"{path}: metadata")
     known = {field.name for field in fields(ModelConfig)}
@@ -127,14 +129,14 @@ def model_config(metadata: dict[str, Any], path: str | Path) -> ModelConfig:
         ("size", about.size, config.size),
     ):
         if found != expected:
-            raise InputError(f"{path}: metadata: {name}: found {found}, expected {expected}, the model's")
+            raise InputError(f"{path}: metadata: {name}: found {found}, expected {expected} as in the model")
     return config
 
 
 def check_swapper(shapes: Shapes, metadata: dict[str, Any], path: str | Path) -> None:
-    """InputError if a file does not hold the averaged weights of the swapper that it describes.
+    """InputError if a file does not contain the averaged weights of the swapper that it describes.
 
-    Compared with networks on the meta device: a file that lies about its size takes no memory.
+    The comparison uses the meta device, so that a file with wrong sizes needs no memory.
     """
     config = model_config(metadata, path)
     with torch.device("meta"):
@@ -144,18 +146,18 @@ def check_swapper(shapes: Shapes, metadata: dict[str, Any], path: str | Path) ->
 
 
 def check_table(config: ModelConfig, shapes: Shapes, path: str | Path) -> None:
-    """InputError if a file holds another table than that of f_r by intensity (n, 6, d); it may have none."""
+    """InputError if a file has a table that is not that of f_r by intensity (n, 6, d); it may have none."""
     if given := {name: tensor for name, tensor in shapes.items() if name.startswith("table.")}:
         fits({TABLE: torch.empty(config.n_aus, int(MAX_INTENSITY) + 1, config.d, device="meta")}, given, path)
 
 
 def read_swapper(path: str | Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Like `load`, of a file that holds the averaged weights of a swapper; InputError for any other."""
+    """Like `load`, for a file with the averaged weights of a swapper; InputError for any other file."""
     return load(path, device, lambda shapes, metadata: check_swapper(shapes, metadata, path))
 
 
 def check_au_names(found: tuple[str, ...], expected: tuple[str, ...], path: str | Path) -> None:
-    """InputError that says which action units differ."""
+    """InputError, which names the differences, unless both lists of action units are equal."""
     if found != expected:
         more, less = [n for n in found if n not in expected], [n for n in expected if n not in found]
         what = f"has {more}, lacks {less}" if more or less else f"order {list(found)}, expected {list(expected)}"
@@ -163,16 +165,16 @@ def check_au_names(found: tuple[str, ...], expected: tuple[str, ...], path: str 
 
 
 def describe(swapper: Swapper, **more: Any) -> dict[str, Any]:
-    """Metadata of a swapper: model configuration, AU names and whatever else is given (step, data hash, metrics)."""
+    """Metadata of a swapper: model configuration, AU names and further entries such as step and data."""
     return {"model": asdict(swapper.config), "au_names": list(swapper.au_names), "size": swapper.config.size, **more}
 
 
 def load_swapper(
     path: str | Path, device: str | torch.device = "cpu", *, au_names: tuple[str, ...] | None = None
 ) -> Swapper:
-    """The averaged (EMA) generator side of a checkpoint, in eval mode; it knows its `au_names`, `config`, `metadata`.
+    """The averaged E and DG of a checkpoint, in eval mode, with `au_names`, `config` and `metadata`.
 
-    Give `au_names` to insist on them. Raises FileNotFoundError, or InputError that says what differs.
+    Raises FileNotFoundError, or InputError if the file is not a checkpoint or has AUs other than the given `au_names`.
     """
     tensors, metadata = read_swapper(path, device)
     found = tuple(metadata["au_names"])
@@ -186,9 +188,9 @@ def load_swapper(
 
 
 def ship(source: str | Path, target: str | Path) -> None:
-    """Copy only what is needed at run time: the averaged (EMA) weights, the table of f_r and the metadata.
+    """Copy what is needed at run time: the averaged (EMA) weights, the table of f_r and the metadata.
 
-    InputError if the source holds no swapper.
+    Raises InputError if the source is not a swapper.
     """
     tensors, metadata = read_swapper(source)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -204,22 +206,21 @@ PER_AU = {  # tensors of the swapper that have a part for each AU: name -> axis
         for name, axis in {"style.0.weight": 1, "gate.weight": 0, "gate.bias": 0, "paint": 0}.items()
     },
 }  # fmt: skip
-SAYS = tuple(name for name in PER_AU if name.endswith(("style.0.weight", "paint")))
-"""Through these an AU changes the image; for a new one they begin at 0, so that the image stays as it was at first."""
+IMAGE_SIDE = tuple(name for name in PER_AU if name.endswith(("style.0.weight", "paint")))
+"""Weights through which an AU changes the image; they start at 0 for a new AU, so that it has no effect at first."""
 
 
 def fine_tune_config(path: str | Path, config: ModelConfig) -> ModelConfig:
     """The model of a checkpoint, changed to the size, number of AUs, generator and noise of `config`.
 
-    The moving generator may look at more pixels than the checkpoint, twice as many, four times, ...; InputError for
-    other sizes.
+    The moving generator may have 2, 4 or 8 times the size of the checkpoint; InputError for other sizes.
     """
     old = model_config(read_swapper(path)[1], path)
     times = config.size / old.size
     if times != 1 and not (config.generator == "moved" and times in (2, 4, 8)):
-        raise InputError(f"{path}: made for images of {old.size} pixels, found data of {config.size}")
+        raise InputError(f"{path}: found images of {config.size} pixels, expected {old.size} as in the checkpoint")
     if len(old.levels) > 1:
-        raise InputError(f"{path}: has AU classes of its own for each AU, expected one number of classes for all")
+        raise InputError(f"{path}: found {len(old.levels)} numbers of AU classes, expected one for all AUs")
     kept = {"size": config.size, "n_aus": config.n_aus, "generator": config.generator, "noise": config.noise}
     return replace(old, **kept)  # type: ignore[arg-type]
 
@@ -227,10 +228,10 @@ def fine_tune_config(path: str | Path, config: ModelConfig) -> ModelConfig:
 def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
     """Fill a new swapper with the averaged weights of a checkpoint that may have other AUs, found by name.
 
-    Shared AUs keep their heads, wherever they stand in the order; new AUs have fresh ones; the heads of AUs that the
-    swapper lacks are dropped. Returns the names as {"kept", "new", "dropped"}. If the checkpoint is of the other
-    generator, the encoder and the AU branch are taken over, and what only the new generator has stays fresh. If the
-    swapper looks at more pixels, it begins as the very same function of the reduced image.
+    Shared AUs keep their heads, in any order; new AUs keep their initial ones; the heads of AUs that the swapper lacks
+    are dropped. Returns the names as {"kept", "new", "dropped"}. If the checkpoint has the other generator, only the
+    encoder and the AU branch are copied. If the swapper has a larger size, it starts as the same function of the
+    reduced image.
     """
     tensors, about = read_swapper(path)
     before, now = tuple(about["au_names"]), tuple(swapper.au_names)
@@ -245,20 +246,20 @@ def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
         if name not in given or name not in own or (given[name].shape == own[name].shape and before == now):
             continue
         fresh = own[name].clone().movedim(axis, 0).unflatten(0, (len(now), -1))  # (n * d, ...) -> (n, d, ...)
-        told = given[name].movedim(axis, 0).unflatten(0, (len(before), -1)).to(fresh)
-        if name in SAYS:
+        old_part = given[name].movedim(axis, 0).unflatten(0, (len(before), -1)).to(fresh)
+        if name in IMAGE_SIDE:
             fresh.zero_()
-        fresh[rows] = told[from_rows]
+        fresh[rows] = old_part[from_rows]
         given[name] = fresh.flatten(0, 1).movedim(0, axis).reshape(own[name].shape).contiguous()
     load_module("ema", swapper, {f"ema.{name}": tensor for name, tensor in given.items()}, path)
     return {"kept": kept, "new": [n for n in now if n not in before], "dropped": [n for n in before if n not in now]}
 
 
 def grown(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for the sizes of `own`, a network that looks at more pixels, that do what the old ones did.
+    """Weights of a smaller network, converted to the shapes of `own` so that the function stays the same.
 
-    A weight for a pixel that comes in is shared out to all pixels that now stand in its place; what was painted for one
-    pixel is painted for all of them.
+    The weight of an input pixel is divided equally among the pixels that replace it; the weight of an output pixel is
+    repeated.
     """
     grown = dict(tensors)
     for name, tensor in tensors.items():

@@ -1,14 +1,14 @@
-"""The one form in which every data set reaches the rest of the project, rendered or imported: open, split, pair.
+"""Data sets, rendered or imported: opening, splitting and drawing pairs.
 
 A data set is a folder of three files:
 
-- ``images.npy``  (N, S, S, 3) uint8, read through a memory map;
-- ``labels.csv``  N rows: ``subject, split, AU1, ...`` and further columns; an empty AU cell is a missing label. With a
-                  column ``take``, rows of one number are one person in one view, with different expressions; empty =
-                  unknown;
+- ``images.npy``  (N, S, S, 3) uint8, read through a memory map,
+- ``labels.csv``  N rows: ``subject, split, AU1, ...`` and further columns; an empty AU cell is a missing label. In an
+                  optional column ``take``, rows with the same number show one person in one view, with different
+                  expressions; an empty cell is unknown,
 - ``meta.json``   format, AU names, image size, number of rows, content hashes and how the set was made.
 
-Every subject stands in one split only, so what is measured on ``test`` is measured on people never seen.
+Every subject belongs to one split only, so ``test`` shows people that training has never seen.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ from expr_lib.schema import MetaFile, check_format, checked, read_json
 
 SPLITS = ("train", "val", "test")
 RESIDENT_BYTES = 2 * 1024**3
-"""Sets of up to this many bytes of images are kept on the device as a whole."""
-NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"  # of the digits 0 to 9, not those of other scripts
-_FIRST = Lock()  # of simultaneous first readers one makes the copy
+"""Data sets with at most this many bytes of images are kept on the device as a whole."""
+NUMBER = (
+    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"  # with the digits 0 to 9 only, not those of other scripts
+)
+_FIRST = Lock()  # only one of several simultaneous readers copies the images
 
 
-# -- pixels --------------------------------------------------------------------------------------------------------
+# -- pixels ----------------------------------------------------------------------------------------------------------
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -51,16 +53,16 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float pixels in [-1, 1] (clamped to it) -> uint8 in [0, 255]; the inverse of :func:`to_float`; any shape."""
+    """Float pixels, clamped to [-1, 1] -> uint8 in [0, 255], the inverse of :func:`to_float`; any shape."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-# -- the folder ----------------------------------------------------------------------------------------------------
+# -- the folder ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Chosen rows of a memory-mapped array, read from disk only when they are indexed."""
+    """Selected rows of a memory-mapped array, read from disk only when they are indexed."""
 
     array: np.ndarray  # (M, ...)
     rows: np.ndarray  # (N,) int64
@@ -89,7 +91,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class FaceData:
-    """Faces with subjects, splits and action units. ``data[rows]`` and ``data.subset("train")`` are data sets again."""
+    """Images of faces with subjects, splits and AUs; ``data[rows]`` and ``data.subset("train")`` are data sets, too."""
 
     images: np.ndarray | Rows  # (N, S, S, 3) uint8, memory-mapped
     subject: np.ndarray  # (N,) int64
@@ -106,11 +108,11 @@ class FaceData:
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool | Literal["once"] = False) -> FaceData:
-        """Open a data set folder and check it; ``verify`` also compares every byte with the hashes in ``meta.json``,
-        "once" only if sizes or times of the files are others than when that was last done.
+        """Open a data set folder and check it.
 
-        Raises ``FileNotFoundError`` for a missing file and ``InputError`` for anything that is not as this module's
-        docstring says; both in one line that names the file and, for labels, line and column, found and expected.
+        With ``verify``, the hashes in ``meta.json`` are checked, too; with "once", only if the size or time of a file
+        has changed since the last check. Raises ``FileNotFoundError`` for a missing file and ``InputError`` for a file
+        that is not as described above, in one line with the file, the line and column of a label, found and expected.
         """
         folder = Path(folder)
         meta = _read_meta(folder / "meta.json")
@@ -130,7 +132,7 @@ class FaceData:
         return self.images.shape[1]
 
     def __getitem__(self, rows: Any) -> FaceData:
-        """The data set of these rows (int array, slice or boolean mask); the images stay on disk."""
+        """The data set of these rows (integer array, slice or boolean mask); the images stay on disk."""
         rows = np.arange(len(self))[rows].reshape(-1)
         array, base = (self.images.array, self.images.rows) if isinstance(self.images, Rows) else (self.images, None)
         images = Rows(array, rows if base is None else base[rows])
@@ -146,10 +148,10 @@ class FaceData:
 
     @cached_property
     def takes(self) -> tuple[np.ndarray, ...]:
-        """Rows (M,) of takes with two images or more, take by take; for each, three more lists (M,) int64.
+        """Rows (M,) of all takes with at least two images, take by take, and three more arrays (M,) int64.
 
-        Where its take begins in the first list, how many images that has, and which row of it is at rest (-1 = none).
-        ``InputError`` if there is no such take.
+        These are, for each row, the start of its take in the first array, the number of images in the take, and the row
+        of the take that is at rest (-1 = none). Raises ``InputError`` if there is no such take.
         """
         order = np.argsort(self.take, kind="stable")
         _, start, size = np.unique(self.take[order], return_index=True, return_counts=True)
@@ -165,10 +167,10 @@ class FaceData:
     def pixels(self, rows: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
         """Images of rows (B,) as uint8 (B, 3, S, S) on the device, in channels-last memory.
 
-        A set of up to ``RESIDENT_BYTES`` moves to the device once and is indexed there, so that a GPU never waits;
-        of a larger one the rows are read from disk.
+        A data set of up to ``RESIDENT_BYTES`` is copied to the device once and indexed there, so that a GPU does not
+        wait; the rows of a larger one are read from disk.
         """
-        device = torch.empty(0, device=device).device  # `cuda` and `cuda:0` are one
+        device = torch.empty(0, device=device).device  # `cuda` and `cuda:0` are the same device
         if self.images.nbytes > RESIDENT_BYTES:
             images = torch.from_numpy(np.array(self.images[rows])).to(device)
         else:
@@ -189,7 +191,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 
 def _verify(folder: Path, hashes: dict[str, str], *, once: bool) -> None:
-    """InputError if a file has another hash; with `once` those of the same sizes and times are not read again."""
+    """InputError if a hash differs; with `once`, files with the same sizes and times as before are not read again."""
     state = {name: (folder / name).stat() for name in hashes}
     seen = {name: [state[name].st_size, state[name].st_mtime_ns, expected] for name, expected in hashes.items()}
     note = folder / ".verified.json"
@@ -200,20 +202,20 @@ def _verify(folder: Path, hashes: dict[str, str], *, once: bool) -> None:
         if (found := sha256(folder / name)) != expected:
             raise InputError(f"{folder / name}: damaged: sha256 {found}, expected {expected} (meta.json)")
     if once:
-        with suppress(OSError):  # a folder that may not be written is read again each time
+        with suppress(OSError):  # a read-only folder is verified every time
             replace_file(note, json.dumps(seen).encode())
 
 
 def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Images (N, S, S, 3), uint8, as a memory map; `InputError` where the file holds something else.
+    """Images (N, S, S, 3), uint8, as a memory map; ``InputError`` if the file holds anything else.
 
-    Of a set above ``RESIDENT_BYTES`` single rows will be read in random order, so the system is told not to read ahead.
+    For data sets above ``RESIDENT_BYTES``, whose rows are read in random order, reading ahead is turned off.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected uint8 images of shape {shape}")
     try:
         images = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy's reader of damaged headers raises whatever it trips over
+    except Exception as error:  # numpy raises various errors for damaged headers
         found, expected = path.stat().st_size, int(np.prod(shape))
         raise InputError(
             f"{path}: truncated or not .npy: found {found} bytes, expected {expected} of pixels and a header ({error})"
@@ -270,35 +272,35 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
     return table["subject"].to_numpy(np.int64), table["split"].to_numpy(str), au, take
 
 
-# -- pairs ---------------------------------------------------------------------------------------------------------
+# -- pairs -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs, on one device: the first image of each, then the second of each, so that rolling by B swaps them."""
+    """B pairs on one device: all first images, then all second images, so that rolling by B exchanges them."""
 
     image: Tensor  # (2B, 3, S, S) uint8
     au: Tensor  # (2B, n_aus) float32 in [0, 5]; NaN = missing label
     subject: Tensor  # (2B,) int64
-    rest: Tensor | None = None  # (2B, 3, S, S) uint8: of a pair inside a take, the image of that take that is at rest
-    has_rest: Tensor | None = None  # (2B,) bool: is there one? If not, `rest` holds the image itself
+    rest: Tensor | None = None  # (2B, 3, S, S) uint8: for pairs inside a take, the image of the take at rest
+    has_rest: Tensor | None = None  # (2B,) bool: is there such an image? If not, `rest` is the image itself
 
 
 def draw_pairs(subject: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """-> rows (n, 2) int64: a uniform over all rows, b uniform over the rows of all other subjects."""
+    """Draw pairs -> rows (n, 2) int64: a uniform over all rows, b uniform over the rows of all other subjects."""
     if len(subject) == 0 or (subject == subject[0]).all():
-        raise InputError(f"pairs need two subjects at least, found {min(len(subject), 1)} in {len(subject)} rows")
+        raise InputError(f"pairs: expected at least two subjects, found {min(len(subject), 1)} in {len(subject)} rows")
     a, b = rng.integers(len(subject), size=(2, n))  # (n,), (n,)
     while (same := subject[a] == subject[b]).any():
-        b[same] = rng.integers(len(subject), size=same.sum())  # draw again until nobody is paired with themselves
+        b[same] = rng.integers(len(subject), size=same.sum())  # until no subject is paired with itself
     return np.stack([a, b], axis=1)
 
 
 def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
-    """-> rows (n, 3) int64: two images of one take, and the image of it that is at rest, or -1 if it has none.
+    """Draw pairs -> rows (n, 3) int64: two images of one take, and the image of the take at rest, or -1 if it has none.
 
-    The first is uniform over all rows that have company in their take, the second over the others of it. At rest is the
-    first row of a take whose labels are all known and all 0. Raises ``InputError`` if no take has two images.
+    The first is uniform over all rows of takes with at least two images, the second over the other rows of the take.
+    The image at rest is the first whose labels are all known and 0. Raises ``InputError`` if no take has two images.
     """
     order, start, size, rest = data.takes
     at = rng.integers(len(order), size=n)  # (n,)
@@ -310,10 +312,10 @@ def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
 def pair_batch(
     data: FaceData, step: int, batch_size: int, seed: int, device: str | torch.device = "cpu", *, takes: bool = False
 ) -> PairBatch:
-    """Batch number ``step``, a pure function of data, ``seed`` and ``step``: a resumed run sees the same batches.
+    """Batch number ``step``, a function of data, ``seed`` and ``step``, so that a resumed run has the same batches.
 
-    Pairs are of two subjects; with ``takes``, of two images of one take, with the face at rest where it is known.
-    Raises ``InputError`` if the data hold fewer than two subjects, or no take of two images.
+    Pairs are of two subjects or, with ``takes``, of two images of one take, with the face at rest if it is known.
+    Raises ``InputError`` if the data have fewer than two subjects, or no take of two images.
     """
     rng = np.random.default_rng([seed, step])
     drawn = (
@@ -333,7 +335,7 @@ def batches(
     data: FaceData, batch_size: int, *, seed: int, device: str | torch.device = "cpu", first: int = 0,
     takes: bool = False,
 ) -> Iterator[PairBatch]:  # fmt: skip
-    """Endless batches ``first``, ``first + 1``, ... of :func:`pair_batch`; a thread reads one batch ahead."""
+    """The endless batches ``first``, ``first + 1``, ... of :func:`pair_batch`; a thread prepares the next one."""
     with ThreadPoolExecutor(max_workers=1) as reader:
 
         def read(step: int) -> Future[PairBatch]:
@@ -346,10 +348,10 @@ def batches(
 
 
 def held_out_pairs(data: FaceData, n: int, seed: int, *, split: str = "test") -> np.ndarray:
-    """A fixed list of n pairs for measuring: rows (n, 2) of ``data``, all in ``split``, two subjects each.
+    """A fixed list of n pairs for measurements: rows (n, 2) of ``data``, in ``split``, each of two subjects.
 
-    No pair comes twice, in either order. The first pairs of a longer list are the shorter list.
-    Raises ``InputError`` where the split does not hold n such pairs.
+    No pair occurs twice, in either order. A shorter list is the beginning of a longer one. Raises ``InputError`` if
+    the split has fewer than n such pairs.
     """
     rows = np.flatnonzero(data.split == split)
     _, sizes = np.unique(data.subject[rows], return_counts=True)

@@ -1,4 +1,4 @@
-"""What a user can set right, told in one line; every other error is a bug and keeps its traceback."""
+"""Errors that a user can correct, reported in one line; every other error is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ MAX_SEED = 2**32 - 1
 
 
 class InputError(ValueError):
-    """A file, an option or an argument is not as it must be: one line with what, what was found, what was expected."""
+    """A file, an option or an argument is invalid; the message is one line: what it is, found and expected."""
 
 
 def check_range(config: Any, **ranges: tuple[float, float]) -> None:
-    """InputError for the first field of a config that lies outside its range, ends included; NaN lies in no range."""
+    """Raise InputError for the first field of a config outside its range (bounds included; NaN is outside)."""
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if not low <= value <= high:

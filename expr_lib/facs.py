@@ -1,4 +1,4 @@
-"""Action units (AUs) of the Facial Action Coding System: the alphabet in which this project spells expressions.
+"""Action units (AUs) of the Facial Action Coding System, in which this project describes expressions.
 
 Intensities are floats on the FACS scale: 0 = absent, 1..5 = the letters A (trace) to E (maximum).
 Source: Ekman, Friesen & Hager, *FACS: The Manual* (2002); the mapping to ARKit blend shapes is our choice.
@@ -12,14 +12,14 @@ MAX_INTENSITY = 5.0
 """Intensity E of FACS; every AU lies in ``[0, MAX_INTENSITY]``."""
 
 PRESENT_AT = 1.0
-"""An AU counts as present from this intensity on (FACS A: a trace)."""
+"""An AU counts as present from this intensity upwards (FACS A, a trace)."""
 
 
 @dataclass(frozen=True)
 class ActionUnit:
-    """One AU: its FACS name, the face region it moves, and the ARKit shapes that draw it.
+    """One AU with its FACS name, the face region that it moves, and the ARKit shapes that render it.
 
-    ``shapes`` maps an ARKit blend shape to its weight at intensity E (above 1 where the shape alone is weaker than E);
+    ``shapes`` maps an ARKit blend shape to its weight at intensity E (above 1 if the shape alone is weaker than E);
     ``*`` stands for both ``Left`` and ``Right``.
     """
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, opened only where they are files, and known by the hash of their bytes."""
+"""Reading regular files only, writing files whole or not at all, and hashing their bytes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from expr_lib.errors import InputError
+
 
 def open_regular(path: str | Path, *, follow: bool = True) -> BinaryIO:
-    """Open a file to read; ``ValueError`` for a pipe, a socket or a device, which could keep a reader waiting for ever.
+    """Open a regular file for reading; with ``follow=False``, not through a symbolic link.
 
-    ``follow=False`` refuses a link, too.
+    Raises ``InputError`` for a pipe, a socket or a device, which could block the reader for ever, and for a link.
     """
     if not follow and os.path.islink(path):
-        raise ValueError(f"{path}: is a link; expected a file")
+        raise InputError(f"{path}: found a symbolic link, expected a file")
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     file = os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise ValueError(f"{path}: is no regular file; expected one")
+        raise InputError(f"{path}: found a pipe, a socket or a device, expected a regular file")
     return os.fdopen(file, "rb")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, under a name that nobody can guess; renamed to ``path`` at the end, or removed on an error.
+    """Open a temporary file for writing; it is renamed to ``path`` at the end, or removed after an error.
 
-    A link that lies where the file is made is never followed. The folder must be there.
+    The temporary name is random, and a link that has it is not followed. The folder must exist.
     """
     _remove_left_over(path)
     partial = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(8)}.partial")
@@ -48,8 +50,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Remove what a killed process has left of ``path``."""
-    if os.name != "posix":  # only there it can be asked whether a process lives
+    """Remove temporary files for ``path`` that killed processes have left behind."""
+    if os.name != "posix":  # elsewhere there is no way to ask whether a process is alive
         return
     pattern = re.compile(re.escape(f".{path.name[:100]}.") + r"(\d{1,9})-[0-9a-f]{16}\.partial")
     for name in os.listdir(path.parent):
@@ -59,17 +61,17 @@ def _remove_left_over(path: Path) -> None:
             except ProcessLookupError:
                 path.with_name(name).unlink(missing_ok=True)
             except OSError:
-                pass  # it lives, and belongs to somebody else
+                pass  # the process is alive and belongs to another user
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` so that no half of it is ever seen."""
+    """Write ``content`` to ``path``, whole or not at all."""
     with replacing(path) as file:
         file.write(content)
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

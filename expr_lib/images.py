@@ -1,7 +1,7 @@
-"""Any image file in, a plain RGB array out; and PNG files written whole or not at all.
+"""Reading image files of any common format as RGB arrays, and writing PNG files whole or not at all.
 
-What a photograph may bring along (EXIF rotation, transparency, 16 bits, a palette, CMYK) is settled here, once. What is
-no usable image is refused in one line that names the file, what was found and what was expected.
+EXIF rotation, transparency, 16 bits per channel, palettes and CMYK are resolved here. A file that is not a usable image
+raises an error of one line with its name, what was found and what was expected.
 """
 
 from __future__ import annotations
@@ -15,57 +15,58 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from expr_lib.errors import InputError
 from expr_lib.files import open_regular, replacing
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
-"""All that is read, whatever a file's name is. Others start programs (EPS), or few people test what decodes them."""
+"""The formats that are read, whatever the file's name. Other decoders start programs (EPS) or are little tested."""
 MIN_SIDE = 16
-"""Pixels; a smaller image holds no face."""
+"""Pixels; smaller images are refused."""
 MAX_PIXELS = 100_000_000
-"""Refused above this, before anything is decoded: a few kilobytes of PNG can unfold into gigabytes."""
+"""Larger images are refused before decoding, because a PNG of a few kilobytes can expand to gigabytes."""
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file -> (H, W, 3) uint8 RGB, upright, transparency laid on white; of several frames the first.
+    """Read an image file -> (H, W, 3) uint8 RGB, upright, on a white background; only the first of several frames.
 
-    Raises ``FileNotFoundError``, ``IsADirectoryError`` or ``PermissionError`` where there is no file to read, and
-    ``ValueError`` where it is no regular file or no image, is damaged, is smaller than 16 pixels a side or larger than
-    100 megapixels.
+    Raises ``FileNotFoundError``, ``IsADirectoryError`` or ``PermissionError`` if there is no readable file, and
+    ``InputError`` if it is not a regular file or not an image, is damaged, is smaller than 16 pixels a side or larger
+    than 100 megapixels.
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; expected an image file")
+        raise IsADirectoryError(f"{path}: found a folder, expected an image file")
     if not path.exists():
         raise FileNotFoundError(f"{path}: not found; expected an image file")
     if not path.is_file():
-        raise ValueError(f"{path}: is a pipe, a socket or a device; expected an image file")
+        raise InputError(f"{path}: found a pipe, a socket or a device, expected an image file")
     if not os.access(path, os.R_OK):
-        raise PermissionError(f"{path}: may not be read; expected an image file")
+        raise PermissionError(f"{path}: no permission to read it; expected a readable image file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata are no concern of a reader
+            warnings.simplefilter("ignore")  # Pillow's warnings about unusual metadata
             with open_regular(path) as file, _quiet_tiff(file), Image.open(file, formats=FORMATS) as image:
-                width, height = image.size  # from the header: nothing is decoded yet
+                width, height = image.size  # from the header; nothing is decoded yet
                 if min(width, height) < MIN_SIDE:
                     raise ValueError(f"found {width} x {height} pixels, expected at least {MIN_SIDE} x {MIN_SIDE}")
                 if width * height > MAX_PIXELS:
-                    raise ValueError(f"found {width} x {height} pixels, expected at most {MAX_PIXELS:,} in all")
+                    raise ValueError(f"found {width} x {height} pixels, expected at most {MAX_PIXELS:,} in total")
                 return _to_rgb(ImageOps.exif_transpose(image))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         expected = "an image (PNG, JPEG, WebP, TIFF, GIF, BMP, PPM)"
-        raise ValueError(f"{path}: {_looks_like(path)}, expected {expected}") from None
+        raise InputError(f"{path}: {_looks_like(path)}, expected {expected}") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"{path}: found far more pixels than the {MAX_PIXELS:,} that are allowed") from None
-    except Exception as error:  # decoders of damaged files raise whatever they trip over: OSError, SyntaxError, ...
+        raise InputError(f"{path}: found more than {MAX_PIXELS:,} pixels, expected fewer") from None
+    except Exception as error:  # decoders raise OSError, SyntaxError and others for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         damaged = "" if reason.startswith("found ") else "damaged image: "
-        raise ValueError(f"{path}: {damaged}{reason}") from None
+        raise InputError(f"{path}: {damaged}{reason}") from None
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
-    """The largest centred square of an image (H, W, 3) uint8, resized to (size, size, 3) without aliasing."""
+    """Crop an image (H, W, 3) uint8 to its largest centred square, resized to (size, size, 3) without aliasing."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -77,15 +78,15 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def write_png(path: str | Path, image: np.ndarray) -> Path:
-    """Write (H, W, 3) uint8 as PNG under a temporary name, then rename it; folders on the way are made.
+    """Write (H, W, 3) uint8 as PNG, whole or not at all; missing folders are created.
 
-    Raises ``ValueError`` for another ending than ``.png`` and ``IsADirectoryError`` where a folder has that name.
+    Raises ``InputError`` for an ending other than ``.png`` and ``IsADirectoryError`` if a folder has that name.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: found the ending {path.suffix!r}, expected '.png'")
+        raise InputError(f"{path}: found the ending {path.suffix!r}, expected '.png'")
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; expected the name of a PNG file to write")
+        raise IsADirectoryError(f"{path}: found a folder, expected the name of a PNG file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         Image.fromarray(image).save(file, format="PNG")
@@ -94,7 +95,7 @@ def write_png(path: str | Path, image: np.ndarray) -> Path:
 
 @contextmanager
 def _quiet_tiff(file: BinaryIO) -> Iterator[None]:
-    """Keep libtiff, which cannot be asked, from writing lines of its own to stderr: what is wrong is said here."""
+    """Send to nowhere what libtiff writes to stderr, since it has no option for that; errors are raised as usual."""
     start = file.read(4)
     file.seek(0)
     if start not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -114,14 +115,14 @@ _stderr_lock = threading.Lock()
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """A decoded picture of any mode -> (H, W, 3) uint8."""
-    if image.mode.startswith("I"):  # 16 bits of gray, in one of Pillow's spellings
+    """A decoded image of any mode -> (H, W, 3) uint8."""
+    if image.mode.startswith("I"):  # gray of 16 bits, in one of several modes
         gray = np.asarray(image, np.int64)
         if gray.min() < 0 or gray.max() > 65535:
-            raise ValueError(f"found values from {gray.min()} to {gray.max()}, expected 8 or 16 bits a channel")
+            raise ValueError(f"found values from {gray.min()} to {gray.max()}, expected 8 or 16 bits per channel")
         return np.repeat((gray / 257).round().astype(np.uint8)[..., None], 3, axis=2)  # (H, W) -> (H, W, 3)
     if image.mode == "F":
-        raise ValueError("found floating-point pixels, expected 8 or 16 bits a channel")
+        raise ValueError("found floating-point pixels, expected 8 or 16 bits per channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -130,7 +131,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _looks_like(path: Path) -> str:
-    """What a file that is no image seems to be."""
+    """Describe a file that is not an image."""
     with open_regular(path) as file:
         start = file.read(512)
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
@@ -140,5 +141,5 @@ def _looks_like(path: Path) -> str:
     try:
         start.decode()
     except UnicodeDecodeError:
-        return "found no image format that can be read"
+        return "found an unknown format"
     return "found text"

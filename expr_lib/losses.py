@@ -1,7 +1,7 @@
-"""Every loss, one function for each equation, computed in float32.
+"""All losses, one function for each equation, computed in float32.
 
-`x` are real images, `k` runs over action units, `c` over classes. A missing label (NaN intensity, class -1) weighs
-nothing; a batch without any label gives a loss of exactly 0. Where an equation comes from stands in its docstring:
+`x` are real images, `k` runs over action units, `c` over classes. A missing label (NaN intensity, class -1) has weight
+0, and a batch without labels gives a loss of exactly 0. Each docstring names the source of the equation:
 *paper, abstract* (Shao et al., TIP 2021), *sister code* (ADLD, by the same authors, public), or *our choice*.
 """
 
@@ -16,10 +16,10 @@ from expr_lib.facs import MAX_INTENSITY, PRESENT_AT
 
 
 def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
-    """sum(w v) / sum(w), and 0 where every weight is 0.
+    """sum(w v) / sum(w), or 0 if every weight is 0.
 
-    Of several processes each has other labels, so sum(w) is the mean of theirs: the mean of their results is then the
-    weighted mean over the whole batch, which the mean of their own weighted means would not be.
+    The sum of weights is averaged over the processes, which have different labels. The mean of their results is then
+    the weighted mean over the whole batch, which the mean of separate weighted means would not be.
     """
     weight = weight.expand_as(value)
     return (weight * value).sum() / processes.mean(weight.sum()).clamp_min(1e-8)
@@ -29,11 +29,12 @@ def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
 
 
 def au_loss(logit: Tensor, au: Tensor, weight: Tensor | None = None) -> Tensor:
-    """L_AU = mean_k w_k KL(y_k || p_k),  y = au / 5,  p = sigmoid(logit):  what intensity does each AU have?
+    """L_AU = mean_k w_k KL(y_k || p_k),  y = au / 5,  p = sigmoid(logit):  the intensity of each AU.
 
-    KL between two coins: 0 only when 5 p = au, and, unlike a squared error behind a sigmoid, its slope in the logit is
-    simply p - y. logit (B, n); au (B, n) in [0, 5], NaN = missing; weight (n,). Source: the loss is the sister code's
-    cross-entropy with a balanced weight for each AU; soft targets are our choice, since our labels are intensities.
+    The KL divergence of two Bernoulli distributions is 0 only if 5 p = au, and its derivative by the logit is p - y,
+    unlike that of a squared error behind a sigmoid. logit (B, n); au (B, n) in [0, 5], NaN = missing; weight (n,).
+    Source: the loss is the sister code's cross-entropy with a balanced weight for each AU; soft targets are our choice,
+    since our labels are intensities.
     """
     known = ~au.isnan()
     y = au.nan_to_num().float() / MAX_INTENSITY
@@ -58,9 +59,8 @@ def au_weights(au: Tensor) -> Tensor:
 def class_weights(cls: Tensor, n_classes: int) -> Tensor:
     """w_kc ~ 1 / (how often AU k has class c), mean 1 over the labelled images of AU k; 0 for a class never seen.
 
-    cls (N, n) int64 of the whole training set, -1 = missing -> (n, L). Shares under 1 % count as 1 %. Our choice, for a
-    reason: under these weights a discriminator that knows nothing answers 1/C for each class, which is exactly what the
-    encoder is asked to cause.
+    cls (N, n) int64 of the whole training set, -1 = missing -> (n, L). Shares under 1 % count as 1 %. Our choice: with
+    these weights, the best constant answer of a discriminator is 1/C for each class, the target of the encoder.
     """
     count = F.one_hot(cls.clamp_min(0), n_classes).mul((cls >= 0).unsqueeze(-1)).sum(0).float()  # (n, L)
     share = count / count.sum(1, keepdim=True).clamp_min(1)
@@ -69,7 +69,7 @@ def class_weights(cls: Tensor, n_classes: int) -> Tensor:
 
 
 def class_discriminator_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
-    """Discriminator:  L = mean_k w sum_c (D(f)_kc - [c = c_k])^2:  regress the scores onto the one-hot class.
+    """Discriminator:  L = mean_k w sum_c (D(f)_kc - [c = c_k])^2,  the scores regressed onto the one-hot class.
 
     score (B, n, L); cls (B, n) int64, -1 = missing; weight (n, L), 0 marks a class that AU k does not have.
     Source: sister code (its multi-class adversary, squared error onto the one-hot class).
@@ -80,7 +80,7 @@ def class_discriminator_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tens
 
 
 def class_confusion_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
-    """Encoder:  L = mean_k w sum_c (D(f)_kc - 1/C_k)^2:  the feature should tell nothing, every class alike.
+    """Encoder:  L = mean_k w sum_c (D(f)_kc - 1/C_k)^2,  so that the feature predicts every class alike.
 
     Shapes as in `class_discriminator_loss`; C_k counts the classes that AU k has. Source: "multi-class adversarial
     training" in the paper's abstract, the uniform target in the sister code.
@@ -92,14 +92,14 @@ def class_confusion_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
 
 
 def no_confusion_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
-    """L = 0: no adversary. The discriminator still learns, so its loss shows what the feature tells."""
+    """L = 0, no adversary. The discriminator still learns, so its loss shows what the feature contains."""
     return torch.zeros((), device=score.device)
 
 
 def reversal_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """L = -L_D: gradient reversal (Ganin & Lempitsky, ICML 2015); its lambda is the weight of the loss.
 
-    Without a bound: a score that is wrong enough is no longer ignorant, it tells the class by what it excludes.
+    It has no lower bound: a score far from the right class still identifies the class, by excluding it.
     """
     return -class_discriminator_loss(score, cls, weight)
 
@@ -108,7 +108,7 @@ def inverted_labels_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
     """L = mean_k w sum_c (D(f)_kc - t_kc)^2,  t: absent for what is present, any present class for what is absent.
 
     With two classes these are the inverted labels of ADDA (Tzeng et al., CVPR 2017); for more, our extension. Perfectly
-    inverted scores tell as much as the right ones, which is what the uniform target avoids.
+    inverted scores contain as much information as the right ones; the uniform target avoids this.
     """
     has = (weight > 0).float()  # (n, L)
     absent = F.one_hot(torch.zeros_like(cls), score.shape[-1]).float()  # (B, n, L)
@@ -124,16 +124,16 @@ def log_probability(score: Tensor, weight: Tensor) -> Tensor:
 
 
 def cross_entropy_discriminator_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
-    """Discriminator of `max_entropy_loss`:  L = -mean_k w log p_kc,  c = c_k,  p = softmax D(f):  cross-entropy."""
+    """Discriminator of `max_entropy_loss`:  the cross-entropy L = -mean_k w log p_kc,  c = c_k,  p = softmax D(f)."""
     log_p = log_probability(score, weight).gather(-1, cls.clamp_min(0).unsqueeze(-1)).squeeze(-1)  # (B, n)
     return weighted_mean(-log_p, weight_of(cls, weight))
 
 
 def max_entropy_loss(score: Tensor, cls: Tensor, weight: Tensor) -> Tensor:
-    """L = mean_k w (log C_k + sum_c p_kc log p_kc),  p = softmax D(f):  the discriminator should be in doubt.
+    """L = mean_k w (log C_k + sum_c p_kc log p_kc),  p = softmax D(f):  the entropy below its maximum.
 
-    0 where all classes are equally likely, log C_k where one is certain. Source: maximal entropy of a classifier as
-    the aim of its adversary (Springenberg, ICLR 2016).
+    0 if all classes are equally likely, log C_k if one is certain. Source: Springenberg, ICLR 2016, where an adversary
+    maximizes the entropy of a classifier.
     """
     log_p = log_probability(score, weight)
     doubt = -(log_p.exp() * log_p).sum(-1)  # (B, n)
@@ -147,11 +147,11 @@ ADVERSARIES = {
     "inverted": (class_discriminator_loss, inverted_labels_loss),
     "entropy": (cross_entropy_discriminator_loss, max_entropy_loss),
 }
-"""What the discriminator of f_f learns, and what the encoder answers: the paper's, then what the course compares."""
+"""Loss of the discriminator of f_f and of the encoder: the paper's, then those that the course compares."""
 
 
 def weight_of(cls: Tensor, weight: Tensor) -> Tensor:
-    """The weight of each label: cls (B, n), weight (n, L) -> (B, n); 0 where the label is missing."""
+    """The weight of each label: cls (B, n), weight (n, L) -> (B, n); 0 for a missing label."""
     rows = weight.expand(len(cls), -1, -1).gather(2, cls.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     return rows * (cls >= 0)
 
@@ -160,7 +160,7 @@ def weight_of(cls: Tensor, weight: Tensor) -> Tensor:
 
 
 def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
-    """L = mean |image - target|. Self-reconstruction with G(f_f, f_r), cross-cycle with I-hat; both against I.
+    """L = mean |image - target|,  for the self-reconstruction G(f_f, f_r) and the cross-cycle I-hat; the target is I.
 
     Source: sister code, both terms and L1; the paper's abstract names the self-reconstructed images.
     """
@@ -168,7 +168,7 @@ def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
 
 
 def agreement_loss(feature: Tensor, target: Tensor) -> Tensor:
-    """L = mean (feature - sg[target])^2: a swapped face keeps the f_f of a and shows the f_r of b. Our choice."""
+    """L = mean (feature - sg[target])^2,  for f_f of the swap and of a, and f_r of the swap and of b. Our choice."""
     return F.mse_loss(feature.float(), target.detach().float())
 
 
@@ -176,11 +176,11 @@ def agreement_loss(feature: Tensor, target: Tensor) -> Tensor:
 
 
 def difference_weight(image: Tensor, other: Tensor) -> Tensor:
-    """w = 1 + 8 |I^1 - I^2| / mean |I^1 - I^2|, blurred, mean 1: heavier where two images of a take differ.
+    """w = 1 + 8 |I^1 - I^2| / mean |I^1 - I^2|, blurred, mean 1: larger where two images of a take differ.
 
-    Most of a face does not move with its expression; an L1 over all of it says almost nothing about the rest. Both
-    (B, 3, S, S) -> (B, 1, S, S); the blur is a mean over 5 x 5 pixels. Our choice: in as many steps it learned five to
-    ten times as fast as plain L1.
+    Most of a face does not move with its expression and would dominate a plain L1. Both images (B, 3, S, S)
+    -> (B, 1, S, S); the blur is a mean over 5 x 5 pixels. Our choice: training was five to ten times as fast as with a
+    plain L1.
     """
     d = F.avg_pool2d((image - other).abs().mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)  # (B, 1, S, S)
     w = 1 + 8 * d / (d.mean((1, 2, 3), keepdim=True) + 1e-3)
@@ -188,11 +188,11 @@ def difference_weight(image: Tensor, other: Tensor) -> Tensor:
 
 
 def take_loss(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """L = mean over S, S/2, S/4 of mean w |image - target|: inside a take the true answer is known.
+    """L = mean over S, S/2, S/4 of mean w |image - target|,  since the true answer inside a take is known.
 
-    G(f_f^1, f_r^2) must be image 2 of the take, and the face at rest must be the image of the take that is at rest. The
-    coarser scales tell a flow where to go when its target is farther away than a pixel. image, target (B, 3, S, S),
-    weight (B, 1, S, S), S a multiple of 4; an image whose weight is 0 everywhere counts for nothing. Our choice, after
+    The target of G(f_f^1, f_r^2) is image 2 of the take, that of the face at rest is the image at rest. The coarser
+    scales give a flow a gradient if its target is more than a pixel away. image, target (B, 3, S, S), weight
+    (B, 1, S, S), S a multiple of 4; an image whose weight is 0 everywhere does not count. Our choice, after
     the multi-scale reconstruction losses of First Order Motion Model (Siarohin et al., NeurIPS 2019).
     """
     image, total = image.float(), torch.zeros((), device=image.device)
@@ -207,7 +207,7 @@ def take_loss(image: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def lsgan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Discriminator:  L = 1/2 [mean (D(real) - 1)^2 + mean D(fake)^2]:  least squares (LSGAN, Mao et al., 2017).
+    """Discriminator:  L = 1/2 [mean (D(real) - 1)^2 + mean D(fake)^2]  (LSGAN, Mao et al., 2017).
 
     Patch scores of any shape. Used twice: realism (real images against synthesized ones) and swap consistency
     (self-reconstructed images against synthesized ones). Source: swap consistency is in the paper's abstract; realism
@@ -217,5 +217,5 @@ def lsgan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def lsgan_g_loss(fake: Tensor) -> Tensor:
-    """Generator:  L = mean (D(fake) - 1)^2. For realism and for swap consistency, as in `lsgan_d_loss`."""
+    """Generator:  L = mean (D(fake) - 1)^2,  for realism and for swap consistency, as in `lsgan_d_loss`."""
     return (fake - 1).square().mean()

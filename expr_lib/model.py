@@ -1,14 +1,14 @@
-"""The networks, in the paper's names: `E` encodes, `DG` disentangles and generates, three discriminators watch.
+"""The networks, with the paper's names: the encoder `E`, `DG`, which disentangles and generates, and discriminators.
 
     image --E--> features --DG.disentangle--> f_f (AU-free), f_r (one short vector per action unit)
                                     f_f^a, f_r^b --DG.generate (the paper's G)--> face a with the expression of b
 
-Two generators share this form. The first draws a face anew from f_f, a small map (`DG`, `G`). The second moves the
-pixels of the face at rest, which is its f_f (`MovingDG`, with the networks of `moving.py`).
+There are two generators. The first draws a face anew from f_f, a small map (`DG`, `G`). The second moves the pixels
+of the face at rest, which is part of its f_f (`MovingDG`, with the networks of `moving.py`).
 
 Source: Shao et al., *Explicit Facial Expression Transfer via Fine-Grained Representations*, IEEE TIP 2021 (arXiv
-1909.02967). The paper's layer tables are not public, so every width and layer here is our choice: small enough for two
-CPU cores. Shapes: B images, S pixels, n action units, d numbers for each of them, C channels of f_f.
+1909.02967). The paper's layer tables are not public, so every width and layer here is our choice, small enough for two
+CPU cores. Shapes: B images of S x S pixels, n action units, d numbers for each of them, C channels of f_f.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from expr_lib.moving import AtRest, Free, Mover, as_map, beyond, in_one, resize
 
 
 def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Intensities (B, n) in [0, 5] -> classes (B, n) int64, 0 = absent; -1 where the label is missing (NaN).
+    """Intensities (B, n) in [0, 5] -> classes (B, n) int64, 0 = absent, -1 = missing label (NaN).
 
-    An AU below intensity A (`PRESENT_AT`) is class 0; [1, 5] is cut into `levels - 1` equal parts. With 2 levels that
-    is absent/present, with 6 the whole numbers 1..5 fall into the FACS letters A..E. Our choice.
+    An AU below intensity A (`PRESENT_AT`) is class 0; [1, 5] is divided into `levels - 1` equal parts. Two levels
+    mean absent and present; with six, the integers 1 to 5 correspond to the FACS letters A to E. Our choice.
     """
     level = torch.tensor(levels, device=au.device)  # (n,) or (1,)
     span = MAX_INTENSITY - PRESENT_AT
@@ -43,9 +43,9 @@ def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
 def mean_f_r(f_r: Tensor, au: Tensor) -> Tensor:
     """Mean f_r of each AU at each intensity: f_r (N, n, d), au (N, n) in [0, 5], NaN = missing -> (n, 6, d).
 
-    An image counts for the whole number that is nearest to its intensity. An intensity that no image shows lies on the
-    straight line between its neighbours, or beyond them on the line from the first to the last that is shown; an AU of
-    which only one intensity is shown has that vector throughout. Our choice.
+    Each image counts for the integer nearest to its intensity. An intensity that no image shows is interpolated
+    linearly between its neighbours, or extrapolated along the line from the lowest to the highest that is shown; an AU
+    that is shown at one intensity only has the same vector at all of them. Our choice.
     """
     levels = int(MAX_INTENSITY) + 1
     table = f_r.new_zeros(f_r.shape[1], levels, f_r.shape[2])
@@ -64,15 +64,15 @@ def mean_f_r(f_r: Tensor, au: Tensor) -> Tensor:
 
 
 def mix(f_r_a: Tensor, f_r_b: Tensor, weights: Tensor) -> Tensor:
-    """Move each AU from a (weight 0) to b (weight 1): two f_r (B, n, d), weights (B, n) or (n,) -> f_r (B, n, d)."""
+    """Interpolate each AU from a (weight 0) to b (weight 1): f_r (B, n, d), weights (B, n) or (n,) -> f_r (B, n, d)."""
     return torch.lerp(f_r_a, f_r_b, weights.unsqueeze(-1).expand_as(f_r_a).to(f_r_a))
 
 
 class E(nn.Module):
     """Encoder, shared by both branches: image (B, 3, S, S) in [-1, 1] -> features (B, w + 4, grid, grid).
 
-    The image is standardized first, since light and skin tone are most of what differs between images and nothing of
-    what an AU is; what that removes, mean colour and contrast, comes back as the last 4 channels, for f_f to keep.
+    The image is standardized first, because most differences between images are light and skin tone, which do not
+    depend on the AUs. The mean colour and contrast that this removes are appended as the last 4 channels, for f_f.
     """
 
     def __init__(self, c: ModelConfig) -> None:
@@ -92,10 +92,10 @@ class E(nn.Module):
 
 
 class AUFree(nn.Module):
-    """features (B, w + 4, grid, grid) -> f_f (B, C, grid, grid): a map, since identity, pose, background have places.
+    """features (B, w + 4, grid, grid) -> f_f (B, C, grid, grid), a map, since identity and background have places.
 
-    f_f has unit power, spent where the image needs it, and noise while training: a channel that carries at most
-    1/2 log2(1 + 1 / noise^2) bits a number (Shannon, 1948). Expression, which f_r brings anyway, must not fit in.
+    f_f has unit power, distributed as the image needs, and noise is added in training, so that it carries at most
+    1/2 log2(1 + 1 / noise^2) bits per number (Shannon, 1948). This leaves no room for the expression, which f_r has.
     """
 
     def __init__(self, c: ModelConfig) -> None:
@@ -112,35 +112,35 @@ class AUFree(nn.Module):
 
 
 class AURelated(nn.Module):
-    """features (B, w + 4, grid, grid) -> f_r (B, n, d) in [-1, 1]: a vector for each AU; each can be swapped alone."""
+    """features (B, w + 4, grid, grid) -> f_r (B, n, d) in [-1, 1], one vector per AU, which can be swapped alone."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.w, r, self.shape = c.width, c.width_r, (c.n_aus, c.d)
         self.tower = nn.Sequential(
             conv_bn(c.width, r, stride=2), Residual(r),  # (B, r, grid/2, grid/2)
-            conv_bn(r, r, stride=2), nn.Flatten(),  # (B, r * (grid/4)^2): a face has its parts in places
+            conv_bn(r, r, stride=2), nn.Flatten(),  # (B, r * (grid/4)^2): places are kept apart
         )  # fmt: skip
         self.to_f_r = nn.Linear(r * (c.grid // 4) ** 2, c.n_aus * c.d)
-        # the readout has one row for each AU, so that f_r[:, k] alone answers for AU k; most AUs are absent: bias -2
+        # one row per AU: the logit of AU k depends on f_r[:, k] only; the bias is -2 because most AUs are absent
         self.readout = nn.Parameter(torch.randn(c.n_aus, c.d) * 0.5)
         self.bias = nn.Parameter(torch.full((c.n_aus,), -2.0))
 
     def forward(self, features: Tensor) -> Tensor:
-        h = self.tower(features[:, : self.w])  # not the 4 channels of colour and contrast
+        h = self.tower(features[:, : self.w])  # without the 4 channels of colour and contrast
         if self.training:  # dropout
             h = h * (processes.draw(torch.rand, *h.shape, device=h.device) >= 0.2) / 0.8
         return self.to_f_r(h).float().tanh().unflatten(1, self.shape)  # (B, n*d) -> (B, n, d)
 
     def au(self, f_r: Tensor) -> Tensor:
-        """f_r (B, n, d) -> AU logits (B, n): intensity = 5 sigmoid(logit)."""
+        """f_r (B, n, d) -> AU logits (B, n); the intensity is 5 sigmoid(logit)."""
         return (f_r.float() * self.readout).sum(-1) + self.bias
 
 
 class G(nn.Module):
     """Generator: f_f (B, C, S/4, S/4) of one face, f_r (B, n, d) of another -> image (B, 3, S, S) in [-1, 1].
 
-    f_f is the canvas. f_r acts on it everywhere, as style of the blocks, and where each AU lives, through a gate.
+    f_r acts on f_f everywhere, as the style of the blocks, and locally, through one gate for each AU.
     """
 
     def __init__(self, c: ModelConfig) -> None:
@@ -152,26 +152,26 @@ class G(nn.Module):
         self.block2, self.block3 = Block(w, style), Block(w, style)
         self.up4, self.block4 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
         self.norm5, self.to_image = norm(w // 2), nn.Conv2d(w // 2, 12, 3, padding=1)
-        self.thumbnail = nn.Conv2d(c.c_f, 3, 1)  # colours straight from f_f: the rest need only draw what is finer
+        self.thumbnail = nn.Conv2d(c.c_f, 3, 1)  # colours directly from f_f, so the other layers add detail only
 
     def forward(self, f_f: Tensor, f_r: Tensor) -> Tensor:
         style = self.style(f_r.flatten(1))  # (B, n * d) -> (B, style)
         h = self.block1(self.canvas(f_f), style)  # (B, w, S/4, S/4)
         h = self.block3(self.block2(h + self.painted(h, f_r), style), style)
-        # nearest neighbour, then convolution: a transposed convolution would leave a checkerboard
+        # nearest neighbour, then convolution, since a transposed convolution leaves checkerboard artefacts
         h = self.block4(self.up4(F.interpolate(h, scale_factor=2.0)), style)  # (B, w/2, S/2, S/2)
-        fine = F.pixel_shuffle(self.to_image(F.silu(self.norm5(h))), 2)  # (B, 12, S/2, S/2) -> (B, 3, S, S), as E began
+        fine = F.pixel_shuffle(self.to_image(F.silu(self.norm5(h))), 2)  # (B, 12, S/2, S/2) -> (B, 3, S, S)
         thumbnail = F.interpolate(self.thumbnail(f_f), scale_factor=4.0, mode="bilinear")  # (B, 3, S, S)
         return (fine + thumbnail).float().tanh()
 
     def painted(self, h: Tensor, f_r: Tensor) -> Tensor:
-        """What f_r (B, n, d) adds to h (B, w, S/4, S/4), each AU in its place."""
-        paint = torch.einsum("bnd,ndw->bnw", f_r, self.paint)  # what each AU would add ...
-        return torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint.to(h.dtype))  # ... and where
+        """What f_r (B, n, d) adds to h, for each AU where its gate is open -> (B, w, S/4, S/4)."""
+        paint = torch.einsum("bnd,ndw->bnw", f_r, self.paint)  # what each AU adds
+        return torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint.to(h.dtype))  # and where
 
 
 class DG(nn.Module):
-    """Disentangle and generate: features -> (f_f, f_r), and any f_f with any f_r -> image."""
+    """Features -> (f_f, f_r), and f_f of any face with f_r of any face -> image."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class DG(nn.Module):
 
 
 class MovingDG(nn.Module):
-    """The second generation: f_f = (T, m), T the face at rest, as a picture, and m a map for what T cannot show."""
+    """The second generation: f_f = (T, m), T an image of the face at rest, m a map of what T cannot show."""
 
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
@@ -197,13 +197,13 @@ class MovingDG(nn.Module):
     def disentangle(self, features: Tensor, image: Tensor) -> tuple[AtRest, Tensor]:
         """features (B, w + 4, 16, 16) of E, image (B, 3, R, R) of any size R -> f_f = (T, m), f_r (B, n, d).
 
-        `take` may see f_r, which says what is to be taken off, but does not change it: f_r is read, not negotiated.
+        `take` depends on f_r, but its gradients do not reach f_r.
         """
         f_r = self.related(features)
         return AtRest(self.take(image, features, f_r.detach()), self.free(features)), f_r
 
     def generate(self, f_f: AtRest, f_r: Tensor) -> Tensor:
-        """The expression f_r (B, n, d) put on the face at rest: T (B, 3, R, R) -> image (B, 3, R, R) in [-1, 1]."""
+        """f_f with T (B, 3, R, R), the face at rest, and f_r (B, n, d) -> image (B, 3, R, R) in [-1, 1]."""
         return self.put(f_f.face, f_f.map, f_r)
 
     def edit(self, f_f: AtRest, features: Tensor, image: Tensor, f_r: Tensor, size: int = 256) -> Tensor:
@@ -218,10 +218,10 @@ class MovingDG(nn.Module):
 
 
 class Swapper(nn.Module):
-    """The generator side, all that is needed at run time: E and DG, of either generation."""
+    """E and DG of either generation, which is all that is needed at run time."""
 
-    au_names: tuple[str, ...] = AU_NAMES  # training and loading set the data set's own
-    warm: bool = False  # training sets it after the warm-up
+    au_names: tuple[str, ...] = AU_NAMES  # set to those of the data set by training and loading
+    warm: bool = False  # set by training after the warm-up
     table: Tensor | None = None  # (n, 6, d) mean f_r of each AU at intensity 0 to 5, made when training ends
 
     def __init__(self, config: ModelConfig) -> None:
@@ -232,7 +232,7 @@ class Swapper(nn.Module):
         self.DG: DG | MovingDG = DG(config) if config.generator == "drawn" else MovingDG(config)
 
     def train(self, mode: bool = True) -> Swapper:
-        """After the warm-up batch norm keeps its statistics: synthesized images must not move them."""
+        """As in torch, but after the warm-up batch norm keeps its statistics: synthesized images must not move them."""
         super().train(mode)
         for module in self.modules() if self.warm else ():
             if isinstance(module, BatchNorm):
@@ -242,7 +242,7 @@ class Swapper(nn.Module):
     def encode(self, image: Tensor, seen: Tensor | None = None) -> tuple[Any, Tensor]:
         """image (B, 3, R, R) in [-1, 1] -> f_f, f_r (B, n, d). R is S for the drawn generator, any size for the moving.
 
-        `seen` (B, 3, S, S) is what E looks at, if not the image itself reduced to S pixels: training augments it.
+        `seen` (B, 3, S, S) is the input of E, by default the image reduced to S pixels; training augments it.
         """
         features = self.E(resize(image, self.config.size) if seen is None else seen)
         return self.DG.disentangle(features, image)
@@ -257,16 +257,16 @@ class Swapper(nn.Module):
         return self.DG.generate(f_f, f_r)
 
     def swap(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Two batches (B, 3, R, R) -> a with the expressions of b, b with the expressions of a."""
+        """Two batches (B, 3, R, R) -> a with the expressions of b, and b with the expressions of a."""
         f_f, f_r = self.encode(torch.cat([a, b]))
         return self.generate(f_f, f_r.roll(len(a), 0)).chunk(2)  # type: ignore[return-value]
 
     def reconstruct(self, image: Tensor) -> Tensor:
-        """Self-reconstruction G(f_f, f_r): should be the image (B, 3, R, R) itself."""
+        """The self-reconstruction G(f_f, f_r), ideally equal to the image (B, 3, R, R)."""
         return self.generate(*self.encode(image))
 
     def rest(self, f_f: Any) -> Tensor | None:
-        """The face at rest (B, 3, R, R) in [-1, 1], if f_f holds a picture; None for the drawn generator."""
+        """The face at rest (B, 3, R, R) in [-1, 1]; None for the drawn generator, whose f_f is not a picture."""
         return f_f.face if isinstance(f_f, AtRest) else None
 
     def intensities(self, f_r: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class Swapper(nn.Module):
 class D_f(nn.Module):
     """Multi-class discriminator: f_f -> a score for each class of each AU (B, n, L).
 
-    It sees f_f as one map: (B, C, S/4, S/4) as it is, or the face at rest and m together (`AtRest.as_map`).
+    Its input is f_f as one map: (B, C, S/4, S/4), or the face at rest and m together (`AtRest.as_map`).
     """
 
     def __init__(self, c: ModelConfig, hidden: int = 256) -> None:
@@ -324,13 +324,13 @@ class D_r(nn.Module):
 
 
 class D(nn.Module):
-    """Image discriminator: one trunk (spectral norm keeps it calm), two heads.
+    """Image discriminator with one trunk, under spectral norm, and two heads.
 
     image (B, 3, S, S), the AUs it should show (B, n) in [0, 5] ->
     `realism` (B, 1, S/8, S/8): real or synthesized?  `swap` (B, 1, S/8, S/8): self-reconstructed or swapped?
-    With `conditional` both add <features, embed(au)> at every place (projection discriminator, Miyato & Koyama, ICLR
-    2018), so that a face that ignores the other's expression is not "real". Where the label of an AU is missing (NaN)
-    stands one learned intensity, what D expects of an AU it knows nothing about: with 0 it would ask for its absence.
+    With `conditional`, both add <features, embed(au)> at every place (projection discriminator, Miyato & Koyama, ICLR
+    2018), so that a face without the required expression does not count as real. A missing label (NaN) is replaced by
+    a learned intensity for that AU, since 0 would mean that the AU is absent.
     """
 
     def __init__(self, c: ModelConfig) -> None:
@@ -344,7 +344,7 @@ class D(nn.Module):
         )  # fmt: skip
         self.score = nn.Conv2d(4 * w, 2, 1)
         self.embed = nn.Linear(c.n_aus, 2 * 4 * w, bias=False) if c.conditional else None
-        # (n,) of 5; begins where absent ends and present begins
+        # (n,) in fifths of the scale; starts at the border of absent and present
         self.unknown = nn.Parameter(torch.full((c.n_aus,), PRESENT_AT / MAX_INTENSITY)) if c.conditional else None
 
     def forward(self, image: Tensor, au: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
-"""The second generation's generator: it moves the pixels of a face instead of drawing it anew.
+"""The generator of the second generation, which moves the pixels of a face instead of drawing it anew.
 
-    T = take(I; f_r)       the picture itself with its expression taken off: the face at rest
-    İ = put(T, m; f_r^b)   the expression of b put on the face at rest
+    T = take(I; f_r)       the face at rest: the image without its expression
+    İ = put(T, m; f_r^b)   the face at rest with the expression of b
 
-`take` and `put` are one network, twice (`Mover`). From a reduced picture it derives where each pixel comes from (a
-flow), where something new must be painted (a mask), and in which colours:
+`take` and `put` are two networks of one form (`Mover`). From a reduced image, a `Mover` predicts where each pixel comes
+from (a flow), where something new must be painted (a mask), and the new colours:
 
     out = (1 - mask) warp(picture, flow) + mask colours
 
-All three are smooth enough to be enlarged, so a network that looks at 64 or 128 pixels moves a picture of any size.
+All three can be enlarged, so a network with an input of 64 or 128 pixels moves an image of any size.
 
 Our choice, after ICface (Tripathy et al., WACV 2020: to a neutral face, then to the expression), First Order Motion
 Model (Siarohin et al., NeurIPS 2019: flow and occlusion mask) and PIRenderer (Ren et al., ICCV 2021: map, warp, edit).
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from expr_lib.blocks import Block, ModelConfig, norm
 
 REACH = 0.25
-"""The farthest that a pixel moves, in half sides of the picture."""
+"""The largest displacement of a pixel, in half sides of the image."""
 
 
 def resize(image: Tensor, size: int) -> Tensor:
-    """(B, C, R, R) -> (B, C, size, size): averaged where it shrinks, bilinear where it grows, itself where it fits."""
+    """(B, C, R, R) -> (B, C, size, size): averaged to shrink, bilinear to enlarge, unchanged at the same size."""
     if image.shape[-1] == size:
         return image
     if image.shape[-1] > size:
@@ -39,11 +39,11 @@ def resize(image: Tensor, size: int) -> Tensor:
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
-    """Each pixel taken from where the flow points: out(x) = image(x + flow(x)), bicubic.
+    """Sample the image along a flow: out(x) = image(x + flow(x)), bicubic.
 
-    image (B, 3, R, R); flow (B, 2, R, R), x and y in half sides. Where the flow is 0 the pixel stays as it is, to the
-    last bit of rounding; beyond the border the picture goes on as at the border. Bicubic, because two bilinear warps
-    take away four fifths of the finest detail (variance of the Laplacian), two bicubic ones less than a half.
+    image (B, 3, R, R); flow (B, 2, R, R), x and y in half sides. A flow of 0 leaves a pixel unchanged up to rounding;
+    outside the image the border is repeated. Two bilinear warps would remove four fifths of the finest detail (variance
+    of the Laplacian), two bicubic ones remove less than half.
     """
     place = (torch.arange(image.shape[-1], device=image.device) + 0.5) / image.shape[-1] * 2 - 1  # (R,)
     grid = torch.stack(torch.meshgrid(place, place, indexing="xy"), -1)  # (R, R, 2): x, y
@@ -96,10 +96,10 @@ def beyond(own: Tensor, edits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class AtRest:
-    """f_f of the second generation. B of them; `f_f[rows]` chooses some."""
+    """f_f of the second generation, for B images; `f_f[rows]` selects some of them."""
 
     face: Tensor  # (B, 3, R, R)  T, the face at rest
-    map: Tensor  # (B, C, 16, 16)  m, what T cannot show: teeth behind closed lips, eyes behind lids
+    map: Tensor  # (B, C, 16, 16)  m, what T cannot show, such as teeth behind closed lips
 
     @staticmethod
     def channels(c: ModelConfig) -> int:
@@ -107,7 +107,7 @@ class AtRest:
         return 3 * 4 * 4 + c.c_f
 
     def as_map(self) -> Tensor:
-        """T and m as one map (B, 48 + C, 16, 16), as a discriminator or a probe sees them: T at 64 pixels."""
+        """T, reduced to 64 pixels, and m as one map (B, 48 + C, 16, 16), the input of discriminators and probes."""
         return torch.cat([F.pixel_unshuffle(resize(self.face, 4 * self.map.shape[-1]), 4), self.map], 1)
 
     def detach(self) -> AtRest:
@@ -121,25 +121,25 @@ class AtRest:
 
 
 Free = Tensor | AtRest
-"""f_f: a map (B, C, S/4, S/4), or the face at rest with its map."""
+"""f_f, either a map (B, C, S/4, S/4) or the face at rest with its map."""
 
 
 def as_map(f_f: Free) -> Tensor:
-    """f_f as one map (B, ...), as a discriminator or a probe sees it."""
+    """f_f as one map (B, ...), the input of discriminators and probes."""
     return f_f.as_map() if isinstance(f_f, AtRest) else f_f
 
 
 def twice(f_f: Free) -> Free:
-    """f_f of B images -> of 2B: all of them, and all of them again."""
+    """Repeat f_f of B images -> f_f of 2B images."""
     if isinstance(f_f, AtRest):
         return AtRest(torch.cat([f_f.face, f_f.face]), torch.cat([f_f.map, f_f.map]))
     return torch.cat([f_f, f_f])
 
 
 class Mover(nn.Module):
-    """picture (B, 3, R, R), a map (B, c, 16, 16) that says more, f_r (B, n, d) -> picture (B, 3, R, R) in [-1, 1].
+    """picture (B, 3, R, R), map (B, c, 16, 16), f_r (B, n, d) -> picture (B, 3, R, R) in [-1, 1].
 
-    It starts as a copy: no flow, and a mask of 5 % of gray.
+    Before training it nearly copies the picture: the flow is 0, and the mask mixes in 5 % of gray.
     """
 
     def __init__(self, c: ModelConfig, c_map: int) -> None:
@@ -153,7 +153,7 @@ class Mover(nn.Module):
         self.block2, self.block3 = Block(w, style), Block(w, style)
         self.up32, self.block4 = nn.Conv2d(w, w // 2, 3, padding=1), Block(w // 2, style)
         self.up64, self.norm5 = nn.Conv2d(w // 2, w // 4, 3, padding=1), norm(w // 4)
-        self.sharp = max(1, c.size // 64)  # what is painted is finer than the flow, which is smooth
+        self.sharp = max(1, c.size // 64)  # mask and colours have finer detail than the flow
         self.flow = nn.Conv2d(w // 4, 2, 3, padding=1)
         self.fill = nn.Conv2d(w // 4, 4 * self.sharp**2, 3, padding=1)
         for last in (self.flow, self.fill):
@@ -168,16 +168,16 @@ class Mover(nn.Module):
     def edits(self, picture: Tensor, map: Tensor, f_r: Tensor) -> Edit:
         """picture (B, 3, S, S) -> flow (B, 2, 64, 64) in half sides, mask (B, 1, P, P), colours (B, 3, P, P).
 
-        P is S, but 64 at least.
+        P is S, or 64 if S is smaller.
         """
         style = self.style(f_r.flatten(1))  # (B, n * d) -> (B, style)
         fine = self.fine(F.pixel_unshuffle(picture, self.patch))  # (B, w/2, 32, 32)
         h = self.block1(self.coarse(F.silu(fine)) + self.more(map), style)  # (B, w, 16, 16)
-        paint = torch.einsum("bnd,ndw->bnw", f_r, self.paint)  # what each AU adds ...
-        h = h + torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint.to(h.dtype))  # ... and where
+        paint = torch.einsum("bnd,ndw->bnw", f_r, self.paint)  # what each AU adds
+        h = h + torch.einsum("bnyx,bnw->bwyx", self.gate(h).sigmoid(), paint.to(h.dtype))  # and where it adds it
         h = self.block3(self.block2(h, style), style)
         h = self.block4(self.up32(F.interpolate(h, scale_factor=2.0)) + fine, style)  # (B, w/2, 32, 32)
         h = F.silu(self.norm5(self.up64(F.interpolate(h, scale_factor=2.0))))  # (B, w/4, 64, 64)
-        flow = REACH * F.avg_pool2d(self.flow(h).float(), 3, 1, 1, count_include_pad=False).tanh()  # smooth: no seams
+        flow = REACH * F.avg_pool2d(self.flow(h).float(), 3, 1, 1, count_include_pad=False).tanh()  # smooth
         fill = F.pixel_shuffle(self.fill(h), self.sharp).float()  # (B, 4, P, P)
         return flow, (fill[:, :1] - 3).sigmoid(), fill[:, 1:].tanh()

@@ -1,7 +1,7 @@
-"""One batch, several processes: what is drawn for a batch, or averaged over it, is the same however it is split.
+"""Random numbers and means over a batch that is split among several processes.
 
 Each of n processes (on CPUs, GPUs or machines; `accelerate launch` or `torchrun` starts them) holds the same weights
-and its part of the same batch. With these functions, and with gradients averaged, n processes take the step of one.
+and its part of the same batch. With these functions and averaged gradients, n processes take the same step as one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 
 
 def count() -> int:
-    """Number of processes that train together; 1 where none were started."""
+    """Number of processes that train together, at least 1."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def part(whole: Tensor) -> Tensor:
-    """What this process has of a batch that holds a and b one after the other: (2B, ...) -> (2B / n, ...)."""
+    """This process's part of a batch that holds all a and then all b: (2B, ...) -> (2B / n, ...)."""
     if count() == 1:
         return whole
     return whole.unflatten(0, (2, count(), -1))[:, dist.get_rank()].flatten(0, 1)
 
 
 def draw(kind: Callable[..., Tensor], rows: int, *shape: int, device: torch.device) -> Tensor:
-    """`torch.rand` or `torch.randn` of (rows, *shape): this process's part of what one would draw for all images."""
+    """This process's part (rows, *shape) of what `torch.rand` or `torch.randn` draws for the whole batch."""
     return part(kind(rows * count(), *shape, device=device))
 
 
@@ -39,10 +39,10 @@ class _Mean(torch.autograd.Function):
         return t / count()
 
     @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> Tensor:  # the mean is its own adjoint
-        return _Mean.apply(grad[0])
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:  # the mean is self-adjoint
+        return _Mean.apply(grad[0])  # type: ignore[no-untyped-call]
 
 
 def mean(t: Tensor) -> Tensor:
-    """The mean of a tensor over the processes, differentiable: each gets the gradient of the mean of all losses."""
-    return t if count() == 1 else _Mean.apply(t)
+    """The mean of a tensor over the processes; differentiable, with the gradient of the mean of all losses."""
+    return t if count() == 1 else _Mean.apply(t)  # type: ignore[no-untyped-call]

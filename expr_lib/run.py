@@ -1,4 +1,4 @@
-"""A run on disk: its lock, log, samples and checkpoints, and how it is stopped and goes on."""
+"""A training run on disk: lock, log, samples, checkpoints, stopping and resuming."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from expr_lib import checkpoint, processes
+from expr_lib.blocks import ModelConfig
 from expr_lib.datasets import FaceData, held_out_pairs, to_float, to_uint8
 from expr_lib.errors import InputError
 from expr_lib.files import replace_file
 from expr_lib.images import write_png
-from expr_lib.model import ModelConfig, Swapper, mean_f_r
+from expr_lib.model import Swapper, mean_f_r
 from expr_lib.schema import SwapperFile, checked
 from expr_lib.step import Nets, TakeWeights, TrainConfig, Weights
 
 SHOWN = ("au", "self_", "cycle", "realism", "guide", "take", "rest")  # losses beside the progress bar
-EXPLODED = 100.0  # every loss but the weighted total is a mean of order 1; in a healthy run none has exceeded 2
-
+EXPLODED = 100.0  # every loss except the weighted total is a mean of order 1; none exceeded 2 in a normal run
 
 TABLE_IMAGES = 4096
-"""Images of the training set, evenly spaced, from which the table of f_r by intensity is made."""
+"""Number of training images, evenly spaced, from which the table of f_r by intensity is computed."""
 
 
 class Run:
-    """What happens around the steps. Inside `with Run(...) as run:` the folder is this run's alone, and signals wait.
+    """Everything around the training steps. In `with Run(...) as run:` the folder is locked and signals are delayed.
 
-    `run.start` is the number of steps that its checkpoint has already done; `nets` are then as they were.
+    `run.start` is the number of steps already done; `nets` are restored from the checkpoint.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class Run:
     ) -> None:  # fmt: skip
         self.folder, self.config, self.nets, self.about, self.allow_changes = folder, config, nets, about, allow_changes
         self.path = folder / "checkpoint.safetensors"
-        self.main = nets.accelerator.is_main_process  # of several processes one writes
+        self.main = nets.accelerator.is_main_process  # only one of several processes writes
         split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
         pairs = held_out_pairs(data, config.n_samples, config.seed, split=split)  # (n, 2)
         rows, places = np.unique(pairs, return_inverse=True)
-        self.data, self.held_out = data[rows], places.reshape(pairs.shape)  # those rows alone go to the device
+        self.data, self.held_out = data[rows], places.reshape(pairs.shape)  # only these rows are copied to the device
         learn = data.subset("train")
         spaced = np.unique(np.linspace(0, len(learn) - 1, min(TABLE_IMAGES, len(learn))).astype(int))
         self.table_images = learn[spaced]
-        self.watch = Watch(nets, self.path)
+        self.losses = LatestLosses(nets, self.path)
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
@@ -67,7 +67,7 @@ class Run:
             self.start, changes = resume(self.nets, self.path, self.about, self.allow_changes)
             self.about |= {"changes": changes} if changes else {}
             self.log = stack.enter_context(Log(self.folder, self.start)) if self.main else None
-            self.stop = stack.enter_context(stop_signals())
+            self.signals = stack.enter_context(stop_signals())
             self.bar = stack.enter_context(
                 tqdm(
                     total=self.config.steps, initial=self.start, unit="step", dynamic_ncols=True, disable=not self.main
@@ -80,18 +80,19 @@ class Run:
         self.closing.__exit__(*error)
 
     def after(self, step: int, loss: dict[str, Tensor]) -> None:
-        """What follows a step: every so often a row of the log, a picture, a checkpoint; the end, if asked for.
+        """After each step: write the log, a picture or a checkpoint if one is due, and stop if a signal has arrived.
 
-        Only then is the device waited for. Nothing is written after a loss that exploded: FloatingPointError.
+        Only then does the CPU wait for the device. Raises FloatingPointError after a loss has exploded and then writes
+        nothing.
         """
         c, done = self.config, step + 1
         log, picture, save = (done % n == 0 or done == c.steps for n in (c.log_every, c.sample_every, c.save_every))
-        self.watch.note(step, loss)
+        self.losses.add(step, loss)
         self.bar.update()
-        told = self.told(now=log or save)
-        if not (log or picture or save or told):
+        stop = self.stop_requested(now=log or save)
+        if not (log or picture or save or stop):
             return
-        values = self.watch.look()
+        values = self.losses.latest()
         if self.log and log:
             self.log.write(done, values)
             shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
@@ -99,51 +100,53 @@ class Run:
             self.bar.set_postfix_str(f"{(self.bar.format_dict['rate'] or 0) * images:.0f} images/s {shown}")
         if self.log and picture:
             self.log.picture(done, sample(self.nets.ema, self.data, self.held_out, self.nets.accelerator.device))
-        if self.log and (save or told):
+        if self.log and (save or stop):
             tensors = all_tensors(self.nets)
             if done == c.steps:
                 tensors[checkpoint.TABLE] = table(self.nets.ema, self.table_images, self.nets.accelerator.device)
             metadata = checkpoint.describe(self.nets.ema, step=done, **self.about)
             checkpoint.save(self.path, tensors, metadata, keep_previous=True)
-        if told:
+        if stop:
             if self.log:
-                self.bar.write(f"stopped after step {done}; saved in {self.path}; the same command goes on from there")
-            if self.stop and self.stop[0] == signal.SIGINT:
+                self.bar.write(
+                    f"stopped after step {done}; saved in {self.path}; the same command continues from there"
+                )
+            if self.signals and self.signals[0] == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise SystemExit(128 + (self.stop[0] if self.stop else signal.SIGTERM))
+            raise SystemExit(128 + (self.signals[0] if self.signals else signal.SIGTERM))
 
-    def told(self, now: bool) -> bool:
-        """Was this run told to stop? Several processes must agree on it, and ask each other only `now` and then."""
+    def stop_requested(self, now: bool) -> bool:
+        """Has a signal arrived, in any process? Several processes ask each other only if `now` is set."""
         if processes.count() == 1 or not now:
-            return bool(self.stop) and processes.count() == 1
+            return bool(self.signals) and processes.count() == 1
         here = self.nets.accelerator
-        return bool(here.reduce(torch.tensor(float(len(self.stop)), device=here.device), "sum") > 0)
+        return bool(here.reduce(torch.tensor(float(len(self.signals)), device=here.device), "sum") > 0)
 
 
-class Watch:
-    """The losses of the last step, or those of the first that exploded, on the device: only looking waits for it."""
+class LatestLosses:
+    """The losses of the last step, or of the first step that exploded, on the device until `latest` waits for them."""
 
     def __init__(self, nets: Nets, path: Path) -> None:
         self.reduce, self.path = nets.accelerator.reduce, path
         self.names: list[str] = []
-        self.noted = torch.empty(0)  # (losses + 2,) the losses, their step, 1 if one of them exploded
+        self.kept = torch.empty(0)  # (losses + 2,) the losses, their step, 1 if one of them exploded
 
-    def note(self, step: int, loss: dict[str, Tensor]) -> None:
-        """The losses of a step, each the mean over all processes."""
+    def add(self, step: int, loss: dict[str, Tensor]) -> None:
+        """Keep the losses of a step, averaged over all processes."""
         if fresh := self.names != [*loss]:
-            self.look()
+            self.latest()
             self.names = [*loss]
         mean = self.reduce(torch.stack([*loss.values()]).detach(), "mean")  # (losses,)
         single = torch.stack([value for name, value in zip(loss, mean, strict=True) if name != "G"])
-        exploded = ~(single.abs() < EXPLODED).all()  # NaN is not below it
+        exploded = ~(single.abs() < EXPLODED).all()  # NaN is not below anything
         new = torch.cat([mean, mean.new_full((1,), step), exploded[None].to(mean)])
-        self.noted = new if fresh else torch.where(self.noted[-1] > 0, self.noted, new)
+        self.kept = new if fresh else torch.where(self.kept[-1] > 0, self.kept, new)
 
-    def look(self) -> dict[str, float]:
-        """The losses of the last step; FloatingPointError, naming the last good checkpoint, if any since exploded."""
+    def latest(self) -> dict[str, float]:
+        """The losses of the last step; FloatingPointError, with the last good checkpoint, if a loss has exploded."""
         if not self.names:
             return {}
-        *values, step, exploded = self.noted.tolist()
+        *values, step, exploded = self.kept.tolist()
         losses = dict(zip(self.names, values, strict=True))
         if exploded:
             bad = ", ".join(f"{k} {v:.3g}" for k, v in losses.items() if k != "G" and not abs(v) < EXPLODED)
@@ -154,18 +157,18 @@ class Watch:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Inside, the folder is this process's alone; BlockingIOError if it is another's."""
+    """Lock the folder for this process; BlockingIOError if another process has locked it."""
     try:
         with FileLock(folder / ".train.lock", timeout=0):
             yield
     except Timeout:
         raise BlockingIOError(
-            f"{folder}: another process is training here; wait for it, or choose another --run"
+            f"{folder}: another process is training here; wait for it or choose another --run"
         ) from None
 
 
 def all_tensors(nets: Nets) -> dict[str, Tensor]:
-    """Everything that a resumed run needs."""
+    """All tensors that a resumed run needs."""
     tensors: dict[str, Tensor] = {}
     for name, value in vars(nets).items():
         if isinstance(value, nn.Module):
@@ -178,10 +181,10 @@ def all_tensors(nets: Nets) -> dict[str, Tensor]:
 def resume(
     nets: Nets, path: Path, about: dict[str, Any], allow_changes: bool = False
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Fill networks and optimizers from a checkpoint -> number of steps done, 0 where there is none; what changed.
+    """Restore networks and optimizers from a checkpoint -> steps done (0 without a checkpoint), changed settings.
 
-    InputError if it was made with other settings or data than `about` has; with `allow_changes` they are added, with
-    their step, to what changed before.
+    InputError if its settings or data differ from those in `about`; with `allow_changes` the differences are added,
+    with their step, to the list of changes.
     """
 
     def check(shapes: dict[str, Tensor], found: dict[str, Any]) -> None:
@@ -190,7 +193,7 @@ def resume(
         checked(TrainConfig, kept.train, f"{path}: metadata: train")
         config = checkpoint.model_config(found, path)
         if config.generator != (now := nets.swapper.config.generator):
-            raise InputError(f"{path}: made with generator {config.generator} (now {now}); begin with another --run")
+            raise InputError(f"{path}: found generator {config.generator}, expected {now}; choose another --run")
         checkpoint.check_table(config, shapes, path)
         for name, value in vars(nets).items():
             if isinstance(value, nn.Module):
@@ -204,8 +207,8 @@ def resume(
     changed = differences(found, checkpoint.describe(nets.swapper, **about))
     other = {k: v for k, v in changed.items() if k not in FREE and not (k == "steps" and v[0] < v[1])}
     if other and not allow_changes:
-        told = ", ".join(f"{name} {before} (now {now})" for name, (before, now) in other.items())
-        raise InputError(f"{path}: made with {told}; go on with --allow-changes, or begin with another --run")
+        listed = ", ".join(f"{name} {before} (now {now})" for name, (before, now) in other.items())
+        raise InputError(f"{path}: made with {listed}; continue with --allow-changes or choose another --run")
     for name, value in vars(nets).items():
         if isinstance(value, nn.Module):
             checkpoint.load_module(name, value, tensors, path)
@@ -216,7 +219,7 @@ def resume(
 
 
 FREE = ("log_every", "sample_every", "save_every", "n_samples", "device", "precision", "compile")
-"""Settings that change nothing of what is learnt, or its last digits only."""
+"""Settings that do not change the result of training, except for rounding."""
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
@@ -226,9 +229,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[A
 
 
 def _settings(about: dict[str, Any]) -> dict[str, Any]:
-    """Everything that defines a run, flat; what a file of an older version lacks had the value that is the default.
+    """All settings that define a run, in one flat dict; a setting that an older file lacks had its default value.
 
-    Files tell what "auto" was settled to; those that do not know the choice are of the paper's way.
+    Files contain what "auto" was resolved to; files without these settings were trained as in the paper.
     """
     train = asdict(TrainConfig()) | {"supervision": "unpaired", "generator": "drawn"} | about.get("train", {})
     parts = {
@@ -245,7 +248,7 @@ def _settings(about: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM are only noted, in the list that this gives; outside the main thread, nothing is."""
+    """In this context, SIGINT and SIGTERM are only added to the list that it returns; main thread only."""
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield noted
@@ -259,7 +262,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Log:
-    """log.csv, tensorboard/ and samples/; a resumed run drops what was logged after its checkpoint."""
+    """log.csv, tensorboard/ and samples/. A resumed run removes the rows logged after its checkpoint."""
 
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -275,10 +278,12 @@ class Log:
         replace_file(self.path, table.getvalue().encode())
 
     def rows(self) -> list[dict[str, str]]:
-        """What stands in log.csv; a line that was torn when a run was killed is dropped."""
+        """The rows of log.csv, without an incomplete line that a killed run has left."""
         if not self.path.exists():
             return []
-        header, *lines = self.path.read_text(errors="replace").split("\n")[:-1] or [""]  # behind the last end: torn
+        header, *lines = self.path.read_text(errors="replace").split("\n")[:-1] or [
+            ""
+        ]  # after the last line end: incomplete
         names = header.strip().split(",")
         cells = [line.strip().split(",") for line in lines]
         sound = [c for c in cells if len(c) == len(names) and re.fullmatch("[0-9]{1,18}", c[0])]
@@ -296,7 +301,7 @@ class Log:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.board.close()  # or a thread of TensorBoard would stay
+        self.board.close()  # ends the thread of TensorBoard
 
     def picture(self, step: int, grid: np.ndarray) -> None:
         write_png(self.run / "samples" / f"{step:07d}.png", grid)
@@ -313,9 +318,9 @@ def table(swapper: Swapper, data: FaceData, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def sample(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: torch.device) -> np.ndarray:
-    """A picture of rows (n, 2) of `data`, one column for each pair -> (5 S, n S, 3) uint8.
+    """A grid of images, one column for each pair (n, 2) of rows of `data` -> (5 S, n S, 3) uint8.
 
-    Its rows: a, b, swap, self-reconstruction, and the cross-cycle or, of the moving generator, the face at rest.
+    From top to bottom: a, b, swap, self-reconstruction, and the cross-cycle (drawn) or the face at rest (moved).
     """
     a, b = (to_float(data.pixels(pairs[:, i], device)) for i in (0, 1))  # (n, 3, S, S)
     swap_a, swap_b = swapper.swap(a, b)

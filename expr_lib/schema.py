@@ -1,6 +1,6 @@
-"""What files may say of themselves: metadata of weights, data sets and journals, and results, with types and limits.
+"""Schemas of all metadata in files: weights, data sets, journals and results, with types and limits.
 
-Nothing is believed before it was compared with one of these; sizes of networks have their ranges in `ModelConfig`.
+Every file is checked against one of these before it is used; the ranges of network sizes are in `ModelConfig`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from expr_lib.errors import InputError
 
 FORMAT = 1
 MAX_BYTES = 16 * 2**20
-"""Of metadata; what the largest training state says of itself takes a hundredth of it."""
+"""Largest size of metadata; the largest training state needs a hundredth of it."""
 MAX_DEPTH = 20
 
 Size = Annotated[int, Meta(ge=1, le=4096)]
@@ -28,7 +28,7 @@ Kind = TypeVar("Kind")
 
 
 class Made(Struct):
-    """How the data set of some weights was made."""
+    """Origin of the data set on which weights were trained."""
 
     generator: Name | None = None
     config: dict[str, Any] = {}
@@ -36,7 +36,7 @@ class Made(Struct):
 
 
 class SwapperFile(Struct):
-    """A swapper, released or while it learns. `model` is a `ModelConfig`, `train` a `TrainConfig`."""
+    """A swapper, released or in training. `model` is a `ModelConfig`, `train` a `TrainConfig`."""
 
     model: dict[str, Any]
     au_names: AUNames
@@ -52,7 +52,7 @@ class SwapperFile(Struct):
 
 
 class JudgeFile(Struct):
-    """A judge. `config` is what its class is built with."""
+    """A judge. `config` has the arguments of its class."""
 
     kind: Literal["AUJudge", "IdentityJudge"]
     config: dict[str, Size]
@@ -71,13 +71,13 @@ class JudgeFile(Struct):
 
 
 class FamiliarFile(Struct):
-    """The scale of what is familiar to the identity judge whose file has this hash."""
+    """The familiarity scale of the identity judge whose file has this hash."""
 
     judge: Hash
 
 
 class HeadFile(Struct):
-    """The head model: names of its parts, maps and actions; landmarks in metres."""
+    """The head model: names of its parts, maps and actions, and its landmarks in metres."""
 
     parts: list[Name]
     maps: list[Name]
@@ -87,7 +87,7 @@ class HeadFile(Struct):
 
 
 class DataFile(Struct):
-    """`meta.json` of a data set, or, while it is rendered, the journal."""
+    """Common part of `meta.json` of a data set and of the journal while it is rendered."""
 
     format: Literal[1]
     au_names: AUNames
@@ -107,14 +107,14 @@ class MetaFile(DataFile, kw_only=True):
 
 
 class JournalFile(DataFile, kw_only=True):
-    """A data set that is being rendered: on which kind of device, and a checksum for each finished chunk."""
+    """The journal of a data set that is being rendered: the type of device and a checksum per finished chunk."""
 
     device: Name
     crc32: list[Annotated[int, Meta(ge=0, lt=2**32)]] = []
 
 
-class Figure(Struct):
-    """A number with its interval; nothing where it is undefined."""
+class Estimate(Struct):
+    """A number with its interval; None if it is undefined."""
 
     value: float | None
     low: float | None
@@ -122,9 +122,9 @@ class Figure(Struct):
 
 
 class ResultsFile(Struct):
-    """What `expr-lib evaluate` wrote: every measure of every row, and of which pairs."""
+    """Results of `expr-lib evaluate`: every measure of every row, and the choice of pairs."""
 
-    rows: dict[str, dict[str, Figure]]
+    rows: dict[str, dict[str, Estimate]]
     n_pairs: Count
     seed: Count
     split: Name
@@ -143,9 +143,9 @@ def check_unique(names: tuple[str, ...]) -> None:
 
 
 def decode(text: str | bytes, where: str) -> Any:
-    """JSON -> what it holds; InputError if it is none, too long or nested too deeply."""
+    """Decode JSON; InputError if it is invalid, too long or nested too deeply."""
     if len(text) > MAX_BYTES:
-        raise InputError(f"{where}: found {len(text):,} bytes of JSON, expected {MAX_BYTES:,} at most")
+        raise InputError(f"{where}: found {len(text):,} bytes of JSON, expected at most {MAX_BYTES:,}")
     try:
         found = msgspec.json.decode(text)
         deep = not _is_shallow(found, MAX_DEPTH)
@@ -154,20 +154,20 @@ def decode(text: str | bytes, where: str) -> Any:
     except (msgspec.DecodeError, UnicodeError) as error:
         raise InputError(f"{where}: not valid JSON: {error}") from None
     if deep:
-        raise InputError(f"{where}: found JSON nested more than {MAX_DEPTH} deep, expected less")
+        raise InputError(f"{where}: found JSON with more than {MAX_DEPTH} levels, expected fewer")
     return found
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file; InputError as `decode`."""
+    """Decode the JSON in a file; InputError as in `decode`."""
     with path.open("rb") as file:
         return decode(file.read(MAX_BYTES + 1), str(path))
 
 
 def checked(kind: type[Kind], found: Any, where: str) -> Kind:
-    """What was found as a `kind`, a Struct or a dataclass; InputError names the field, what it holds, what it should.
+    """Convert to a `kind`, a Struct or a dataclass; InputError names the field, found and expected.
 
-    `where` is the file. A dataclass checks its own ranges when it is built.
+    `where` names the file in the message. Ranges are checked by the dataclass itself.
     """
     try:
         return msgspec.convert(found, kind)
@@ -176,7 +176,7 @@ def checked(kind: type[Kind], found: Any, where: str) -> Kind:
 
 
 def check_format(found: Any, where: str) -> None:
-    """InputError if JSON is no object, or of another version of the form."""
+    """InputError if decoded JSON is not an object or has another format version."""
     form = found.get("format") if isinstance(found, dict) else type(found).__name__
     if isinstance(form, bool) or form != FORMAT:
         raise InputError(f"{where}: format: found {_short(form)}, expected {FORMAT}")
@@ -188,7 +188,7 @@ def _is_shallow(found: Any, levels: int) -> bool:
 
 
 def _plain(message: str, found: Any) -> str:
-    """msgspec's words -> `field: found ..., expected ...`."""
+    """An error message of msgspec -> `field: found ..., expected ...`."""
     message, _, path = message.partition(" - at ")
     path = path.strip("`").removeprefix("$").removeprefix(".").removeprefix("key in ")
     for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):

@@ -1,4 +1,4 @@
-"""One training step, as in the paper: both passes, then the discriminators learn, then the generator side."""
+"""One training step as in the paper: both passes, an update of the discriminators, an update of E and DG."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expr_lib import model, processes
+from expr_lib.blocks import ModelConfig
 from expr_lib.datasets import PairBatch, to_float
 from expr_lib.errors import MAX_SEED, check_range
 from expr_lib.losses import (
@@ -25,22 +26,22 @@ from expr_lib.losses import (
     lsgan_g_loss,
     reconstruction_loss,
 )
-from expr_lib.model import ModelConfig, Swapper, au_classes
+from expr_lib.model import Swapper, au_classes
 from expr_lib.moving import Free, as_map, twice
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weight of each loss of the generator side. The sister code's are AU 1, adversary 1.2, cross-cycle 40, self 3."""
+    """Weight of each loss of E and DG. The sister code has AU 1, adversary 1.2, cross-cycle 40, self 3."""
 
-    au: float = 10.0  # real images: which AUs?
-    hide_au: float = 8.0  # f_f must not tell the AU classes
-    hide_subject: float = 0.1  # f_r must not tell the subject
+    au: float = 10.0  # AUs of real images
+    hide_au: float = 8.0  # f_f must not contain the AU classes
+    hide_subject: float = 0.1  # f_r must not contain the subject
     self_: float = 40.0  # self-reconstruction, L1
     cycle: float = 60.0  # cross-cycle, L1
     realism: float = 1.0
     swap: float = 1.0  # swap consistency
-    guide: float = 3.0  # our AU branch, frozen, must read b's AUs from the swap
+    guide: float = 3.0  # the frozen AU branch must read the AUs of b from the swap
     agree_f: float = 0.5  # the swap keeps a's f_f
     agree_r: float = 3.0  # the swap has b's f_r
 
@@ -50,15 +51,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class TakeWeights:
-    """Weight of each loss where training uses takes; those that are 0 cost nothing. See `take_step.py`."""
+    """Weight of each loss inside takes, see `take_step.py`; a loss with weight 0 is not computed."""
 
-    au: float = 5.0  # real images: which AUs?
-    take: float = 60.0  # inside a take: the other image, or the image itself
-    rest: float = 20.0  # T is the image of the take that is at rest
-    guide: float = 2.0  # our AU branch, frozen, must read from what was put on the AUs of where it came from
+    au: float = 5.0  # AUs of real images
+    take: float = 60.0  # the other image of the take, or the image itself
+    rest: float = 20.0  # T is the image of the take at rest
+    guide: float = 2.0  # the frozen AU branch must read the AUs of the source from the result
     cycle: float = 0.0  # across people: cross-cycle, L1
-    hide_au: float = 0.0  # f_f must not tell the AU classes
-    hide_subject: float = 0.0  # f_r must not tell the subject
+    hide_au: float = 0.0  # f_f must not contain the AU classes
+    hide_subject: float = 0.0  # f_r must not contain the subject
     realism: float = 0.0  # across people: swaps look like real images
     swap: float = 0.0  # across people: swap consistency
 
@@ -70,26 +71,30 @@ class TakeWeights:
 class TrainConfig:
     """Everything that defines a run."""
 
-    supervision: Literal["auto", "takes", "unpaired"] = "auto"  # auto: takes if the data have them, else the paper's
-    generator: Literal["auto", "drawn", "moved"] = "auto"  # auto: moved with takes, drawn (the paper's) without
+    supervision: Literal["auto", "takes", "unpaired"] = (
+        "auto"  # auto: takes if the data have them, else as in the paper
+    )
+    generator: Literal["auto", "drawn", "moved"] = "auto"  # auto: moved with takes, else drawn, as in the paper
     steps: int = 17_000  # optimizer steps in total, the warm-up included
-    warmup_steps: int = 5_000  # first the AU branch alone: inside a GAN it learns slowly, alone quickly
-    warmup_batch_size: int = 16  # pairs, so twice as many images; batch norm needs many
+    warmup_steps: int = 5_000  # of the AU branch alone, which learns slowly inside a GAN
+    warmup_batch_size: int = 16  # pairs, so twice as many images; batch norm needs large batches
     batch_size: int = 8  # pairs; several processes share them
     warmup_lr: float = 2e-3  # of the AU branch alone, falling to lr
-    lr: float = 8e-4  # generator side
-    take_lr: float = 4e-4  # generator side inside takes, with a longer memory (beta1 0.9): there is no opponent
+    lr: float = 8e-4  # of E and DG
+    take_lr: float = 4e-4  # of E and DG inside takes, with beta1 0.9 instead of 0.5, since there is no adversary
     lr_d: float = 3e-4  # discriminators
     cooldown: float = 0.3  # share of the steps over which all learning rates fall to 0 at the end
-    feature_d_steps: int = 2  # updates of D_f and D_r for each step; they are tiny and must keep up with the encoder
-    adversary: Literal["uniform", "none", "reversal", "inverted", "entropy"] = "uniform"  # how f_f hides the AUs
-    detach_f_r: bool = True  # reconstruction does not reach f_r, so identity cannot be smuggled into it
-    detach_swap: bool = True  # the cross-cycle does not reach the first pass, so a's expression is not kept for it
-    consistency: Literal["self", "cycle"] = "self"  # "self-reconstructed" in swap consistency: G(f_f, f_r) or I-hat
-    ema: float = 0.999  # decay of the averaged weights, those that are shipped
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it, else fp32
-    device: Literal["auto", "cpu"] = "auto"  # auto: the accelerator (CUDA, MPS) where there is one
-    compile: bool = False  # torch.compile of E, G and D: some minutes at the start, for long runs on a GPU
+    feature_d_steps: int = 2  # updates of D_f and D_r per step; they must keep up with the encoder
+    adversary: Literal["uniform", "none", "reversal", "inverted", "entropy"] = (
+        "uniform"  # loss that removes the AUs from f_f
+    )
+    detach_f_r: bool = True  # no gradient of the reconstruction in f_r, or f_r would learn identity
+    detach_swap: bool = True  # no gradient of the cross-cycle in the first pass, see `both_passes`
+    consistency: Literal["self", "cycle"] = "self"  # the self-reconstruction in swap consistency: G(f_f, f_r) or I-hat
+    ema: float = 0.999  # decay of the averaged weights, which are used after training
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 if the hardware multiplies it, else fp32
+    device: Literal["auto", "cpu"] = "auto"  # auto: the accelerator (CUDA, MPS) if there is one
+    compile: bool = False  # torch.compile of E, G and D; takes minutes, so for long runs on a GPU
     seed: int = 0
     log_every: int = 20
     sample_every: int = 500
@@ -113,13 +118,13 @@ class TrainConfig:
 
 @dataclass
 class Nets:
-    """All networks, their optimizers, the label statistics that weigh the losses, and where all of it runs."""
+    """All networks, their optimizers, weights of the losses from the label statistics, and the accelerator."""
 
     swapper: Swapper  # E and DG
     ema: Swapper  # its moving average
     D: model.D
     D_f: model.D_f
-    D_r: model.D_r | None  # None where no subject is labelled
+    D_r: model.D_r | None  # None if no subject is labelled
     opt_G: torch.optim.Optimizer
     opt_D: torch.optim.Optimizer
     opt_f: torch.optim.Optimizer
@@ -131,19 +136,19 @@ class Nets:
 
 @dataclass
 class Batch:
-    """x holds a and b one after the other, so that rolling by half gives every image its partner."""
+    """A batch of pairs: all a, then all b, so that rolling by half gives every image its partner."""
 
     x: Tensor  # (2B, 3, S, S) in [-1, 1]
     au: Tensor  # (2B, n) in [0, 5], NaN = missing
     cls: Tensor  # (2B, n) AU classes, -1 = missing
     subject: Tensor  # (2B, 1) index among the training subjects, -1 = missing
-    rest: Tensor | None = None  # (2B, 3, S, S) of a pair inside a take: that person at rest, in the same view
+    rest: Tensor | None = None  # (2B, 3, S, S) inside takes: the person at rest, in the same view
     has_rest: Tensor | None = None  # (2B, 1, 1, 1) 1 if the take has such an image, else 0
 
 
 @dataclass
 class Passes:
-    """What both passes give, for a and b at once."""
+    """The results of both passes, for a and b at once."""
 
     f_f: Free  # (2B, C, S/4, S/4), or the faces at rest
     f_r: Tensor  # (2B, n, d)
@@ -154,9 +159,9 @@ class Passes:
 
 
 def batch_of(pairs: PairBatch, subjects: Tensor, config: TrainConfig) -> Batch:
-    """PairBatch -> Batch, or this process's part of it; each image mirrored by a coin toss (AUs have no side).
+    """PairBatch -> Batch, or this process's part of it, with every image mirrored or not at random.
 
-    The images of a take are mirrored together.
+    This assumes AUs on both sides of the face. The images of one take are mirrored together.
     """
     x = to_float(processes.part(pairs.image))  # (2B, 3, S, S)
     coin = processes.draw(torch.rand, len(x), 1, 1, 1, device=x.device) < 0.5
@@ -183,10 +188,10 @@ def partner(t: Tensor) -> Tensor:
 def both_passes(swapper: Swapper, x: Tensor, detach_f_r: bool = True, detach_swap: bool = True) -> Passes:
     """Encode and swap, then encode the swapped images and swap back.
 
-    Why `detach_swap`: let a share m of the expression pass through f_r and the rest hide in f_f. The swap then shows
-    m of b's expression and 1 - m of a's, and the way back misses I^a by m (1 - m). Whoever may change both passes makes
-    that small by m -> 0 as long as m < 1/2: the first pass copies its input. Given the swap as it is, the second pass
-    can only make 1 - m small. Our choice.
+    The reason for `detach_swap`: let f_r carry a share m of the expression, and f_f the rest. The swap then shows m of
+    the expression of b and 1 - m of that of a, and the cross-cycle misses I^a by m (1 - m). If gradients reach both
+    passes and m < 1/2, training reduces this error by m -> 0, so that the swap is a copy of its input. If they reach
+    the second pass only, it can only reduce 1 - m. Our choice.
     """
     f_f, f_r = swapper.encode(x)
     given = f_r.detach() if detach_f_r else f_r
@@ -199,12 +204,12 @@ def both_passes(swapper: Swapper, x: Tensor, detach_f_r: bool = True, detach_swa
 
 
 def update_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str, Tensor]:
-    """All discriminators learn."""
+    """Update all discriminators."""
     return update_image_D(nets, batch, out, c) | update_feature_D(nets, batch, out.f_f, out.f_r, c)
 
 
 def update_image_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str, Tensor]:
-    """The image discriminator learns. Everything from the generator side is detached: it stays as it is, to the bit."""
+    """Update the image discriminator. All its inputs are detached, so E and DG do not change."""
     n = len(batch.x)
     reference = (out.self_ if c.consistency == "self" else out.cycle).detach()
     images = torch.cat([batch.x, reference, out.swap.detach()])
@@ -219,7 +224,7 @@ def update_image_D(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dic
 
 
 def update_feature_D(nets: Nets, batch: Batch, f_f: Free, f_r: Tensor, c: TrainConfig) -> dict[str, Tensor]:
-    """The discriminators of the features learn: which AU classes does f_f tell, which subject f_r?"""
+    """Update the discriminators of the features, D_f (AU classes from f_f) and D_r (subject from f_r)."""
     loss: dict[str, Tensor] = {}
     for _ in range(c.feature_d_steps):
         with nets.accelerator.autocast():
@@ -231,14 +236,14 @@ def update_feature_D(nets: Nets, batch: Batch, f_f: Free, f_r: Tensor, c: TrainC
 
 
 def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str, Tensor]:
-    """E and DG learn. The discriminators are frozen: gradients pass through them, none stay there."""
+    """Update E and DG. Gradients pass through the frozen discriminators but do not change them."""
     x, au, au_b, swapper, w = batch.x, batch.au, partner(batch.au), nets.swapper, c.weights
     loss: dict[str, Tensor] = {}
     with nets.accelerator.autocast():
-        # the AU branch learns from real images, and from nothing else
+        # the AU branch learns from real images only
         _, logit = swapper.read_au(augment(x))
         loss["au"] = au_loss(logit, au, nets.au_weight)
-        # disentangle: f_f must not tell the AUs, f_r must not tell the subject
+        # disentangle: f_f must not contain the AUs, f_r must not contain the subject
         with frozen(nets.D_f):
             loss["hide_au"] = ADVERSARIES[c.adversary][1](nets.D_f(out.f_f), batch.cls, nets.class_weight)
         if nets.D_r is not None:
@@ -251,7 +256,7 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
             realism, swap = nets.D(out.swap, au_b)
         loss["realism"] = lsgan_g_loss(realism)
         loss["swap"] = lsgan_g_loss(swap)
-        # the swap shows the AUs of b: its reader is frozen, and sees it augmented, or G would learn to please it
+        # the swap must show the AUs of b; AU branch frozen and its input augmented, or G would learn to deceive it
         with frozen(swapper):
             f_r_swap, logit = swapper.read_au(augment(out.swap))
         loss["guide"] = au_loss(logit, au_b, nets.au_weight)
@@ -275,7 +280,7 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
 
 
 def train_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
-    """One step of the whole method, from pairs of two people: the paper's."""
+    """One step of the whole method as in the paper, from pairs of two people; returns all losses."""
     end_warmup(nets.swapper)
     with nets.accelerator.autocast():
         out = both_passes(nets.swapper, batch.x, c.detach_f_r, c.detach_swap)
@@ -283,16 +288,16 @@ def train_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
 
 
 def end_warmup(swapper: Swapper) -> None:
-    """From now on batch norm keeps its statistics."""
+    """Make batch norm keep its statistics from now on."""
     if not swapper.warm:
         swapper.warm = True
         swapper.train()
 
 
 def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[str, Tensor]:
-    """One step of the AU branch alone, on real images; `done` is the share of the warm-up that is over.
+    """One step of the AU branch alone, on real images; `done` in [0, 1] is the progress of the warm-up.
 
-    Augmentation grows over the first half: in full from the start, the branch sees nothing for long.
+    Augmentation increases over the first half, because with full augmentation from the start learning begins late.
     """
     with nets.accelerator.autocast():
         _, logit = nets.swapper.read_au(augment(batch.x, min(1.0, 2 * done)))
@@ -302,10 +307,10 @@ def warmup_step(nets: Nets, batch: Batch, c: TrainConfig, done: float) -> dict[s
 
 
 def optimizer_step(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any, longest: float | None = None) -> None:
-    """One step along the gradient, averaged over all processes, and shortened to the norm `longest` if it is longer.
+    """One step of an optimizer with the gradient averaged over all processes and clipped to the norm `longest`.
 
-    Averaged here and not by DistributedDataParallel, which wants one forward of one module before each backward: three
-    optimizers share these networks, and each network runs several times in a step, now learning, now frozen.
+    DistributedDataParallel cannot average it: it needs one forward pass of one module for each backward pass, but here
+    three optimizers share the networks, and each network runs several times in a step, sometimes frozen.
     """
     optimizer.zero_grad(set_to_none=True)
     nets.accelerator.backward(loss)
@@ -321,7 +326,7 @@ def optimizer_step(nets: Nets, optimizer: torch.optim.Optimizer, loss: Any, long
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside, gradients flow through the module but not into it; no noise, no power iteration of spectral norm."""
+    """In this context, gradients pass through the module but do not change it, and it is in eval mode."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     training = module.training
     for p in trainable:
@@ -338,8 +343,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def augment(x: Tensor, strength: float = 1.0, *, shift: bool = True) -> Tensor:
     """Shift by up to 1/32 of the side, blur, noise, contrast and colour, at random for each image; differentiable.
 
-    Both what trains the AU branch and what it judges pass through here. x (B, 3, S, S) -> the same shape; `strength`
-    in [0, 1] scales everything; without `shift` every pixel stays in its place.
+    Used on the images that train the AU branch and on those that it reads. x (B, 3, S, S) -> the same shape; `strength`
+    in [0, 1] scales all changes; without `shift` the pixels stay in place.
     """
     b, size = len(x), x.shape[-1]
 

@@ -1,4 +1,4 @@
-"""Use a trained checkpoint: two faces in, the same two faces out with each other's expression, whole or AU by AU."""
+"""Using a trained checkpoint: exchange the expressions of two faces, entirely or AU by AU, or set AUs by numbers."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from expr_lib.model import Swapper, mix
 
 
 def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Swapper:
-    """The averaged networks of a checkpoint, in eval mode; ``FileNotFoundError`` or ``InputError`` where it is none."""
+    """The averaged networks of a checkpoint, in eval mode; ``FileNotFoundError`` or ``InputError`` if it is not one."""
     return load_swapper(path, device)
 
 
 def amounts(au_names: tuple[str, ...], only: tuple[str, ...] = (), amount: float = 1.0) -> Tensor:
-    """How far each AU goes from the own (0) to the other's (1): ``amount`` for those in ``only`` (all if empty), (n,).
+    """Weights (n,) of the other face: ``amount`` for the AUs in ``only`` (all if empty), 0 for the rest.
 
     Raises ``InputError`` for a name that is not in ``au_names`` and for an amount outside [0, 1].
     """
     if unknown := [name for name in only if name not in au_names]:
         raise InputError(f"unknown action unit {', '.join(unknown)}; known: {', '.join(au_names)}")
     if not 0.0 <= amount <= 1.0:
-        raise InputError(f"amount: found {amount:g}, expected a number from 0 (own expression) to 1 (the other's)")
+        raise InputError(f"amount: found {amount:g}, expected a number from 0 (own expression) to 1 (other expression)")
     return torch.tensor([amount if not only or name in only else 0.0 for name in au_names])
 
 
 def parse_expression(words: tuple[str, ...], au_names: tuple[str, ...]) -> dict[str, float]:
     """("AU12=4", "AU6=3") -> {"AU12": 4.0, "AU6": 3.0}.
 
-    ``InputError`` for a word of another form, an unknown or a repeated AU, and an intensity outside [0, 5].
+    Raises ``InputError`` for a word of another form, an unknown or repeated AU, and an intensity outside [0, 5].
     """
     asked: dict[str, float] = {}
     for word in words:
@@ -45,14 +45,14 @@ def parse_expression(words: tuple[str, ...], au_names: tuple[str, ...]) -> dict[
         if name not in au_names:
             raise InputError(f"{word}: found action unit {name!r}, expected one of {', '.join(au_names)}")
         if name in asked:
-            raise InputError(f"{word}: {name} comes twice")
+            raise InputError(f"{word}: found {name} twice, expected it once")
         if not re.fullmatch(f"{NUMBER}|nan|[+-]?inf", number):
-            raise InputError(f"{word}: found {number!r} after the sign =, expected a number from 0 to 5")
+            raise InputError(f"{word}: found {number!r} after =, expected a number from 0 to 5")
         asked[name] = float(number)
         if not 0 <= asked[name] <= MAX_INTENSITY:
             raise InputError(f"{word}: found intensity {number}, expected 0 (absent) to 5 (FACS letter E)")
     if not asked:
-        raise InputError("no action unit: expected at least one such as AU12=4")
+        raise InputError("found no action unit, expected at least one such as AU12=4")
     return asked
 
 
@@ -60,9 +60,9 @@ def parse_expression(words: tuple[str, ...], au_names: tuple[str, ...]) -> dict[
 def express_images(
     swapper: Swapper, images: np.ndarray | Tensor, asked: dict[str, float], from_rest: bool = False
 ) -> np.ndarray:
-    """Give faces (B, R, R, 3) or (R, R, 3) uint8 the intensities ``asked`` of some AUs -> an array of that shape.
+    """Set AUs of faces (B, R, R, 3) or (R, R, 3) uint8 to the intensities ``asked`` -> an array of that shape.
 
-    The other AUs stay as they are read from the face or, with ``from_rest``, go to 0. Raises ``InputError`` for images
+    The other AUs keep their values or, with ``from_rest``, become 0. Raises ``InputError`` for images
     as in :func:`swap_images`, and for a checkpoint without a table of f_r by intensity.
     """
     f_f, own = swapper.encode(_faces(swapper, "face", images))
@@ -83,8 +83,8 @@ def swap_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Swap the expressions of two batches of images, (B, R, R, 3) or (R, R, 3) uint8 -> two arrays of that shape.
 
-    ``weights`` (n,) or (B, n) in [0, 1] says how far each AU goes from the own face (0) to the other's (1); None = 1.
-    R is any size for a moving generator, and the checkpoint's own for a drawing one; a and b may differ in it.
+    ``weights`` (n,) or (B, n) in [0, 1] interpolates each AU between the own face (0) and the other (1); None = 1.
+    R is any size for the moving generator, and may differ between a and b; the drawing one has a fixed size.
     Raises ``InputError`` if the images have another shape or type.
     """
     (f_f_a, f_r_a), (f_f_b, f_r_b) = (swapper.encode(_faces(swapper, name, x)) for name, x in (("a", a), ("b", b)))
@@ -96,7 +96,7 @@ def swap_images(
 
 @torch.inference_mode()
 def rest_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray | None:
-    """Faces as in :func:`swap_images` at rest, as the network sees them; None if its generator draws."""
+    """Predicted faces at rest, for images as in :func:`swap_images`; None for the drawing generator."""
     face = swapper.rest(swapper.encode(_faces(swapper, "face", images))[0])
     return None if face is None else _pixels(face, images)
 
@@ -116,5 +116,5 @@ def _faces(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:
 def _pixels(images: Tensor, like: np.ndarray | Tensor) -> np.ndarray:
     """(B, 3, S, S) in [-1, 1] -> uint8, channels last, with the leading dimensions of the input."""
     if not images.isfinite().all():
-        raise InputError("the checkpoint draws numbers that are not finite; expected weights that training has made")
+        raise InputError("output of the network: found numbers that are not finite, expected trained weights")
     return to_uint8(images).permute(0, 2, 3, 1).reshape(tuple(like.shape)).cpu().numpy()

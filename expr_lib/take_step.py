@@ -1,8 +1,7 @@
-"""One training step inside takes: images of one person in one view, so that the true answer of a swap is known.
+"""One training step inside takes, i.e. images of one person in one view, for which the true answer of a swap is known.
 
-`G(f_f^1, f_r^2)` must be image 2 of the take. That asks the very feature that leaked: f_f^1 cannot keep the expression
-of image 1. The losses across people are the paper's; each can be added by its weight. Our choice; `expr_lib/README.md`
-says what each of them adds.
+The target of `G(f_f^1, f_r^2)` is image 2 of the take, so f_f^1 must not contain the expression of image 1. The losses
+across people are those of the paper; each can be added by its weight. Our choice; see `expr_lib/README.md`.
 """
 
 from __future__ import annotations
@@ -35,29 +34,29 @@ from expr_lib.step import (
 )
 
 ITSELF = 0.25
-"""Share of the images that are put together again from their own two features; the others take the other's f_r."""
+"""Share of the images that are reconstructed from their own features; the others get the f_r of their partner."""
 LONGEST = 5.0
-"""Norm to which longer gradients are shortened."""
+"""Norm to which longer gradients are clipped."""
 
 
 def stranger(t: Tensor, back: bool = False) -> Tensor:
-    """What belongs to somebody of another take: one further, or one back again."""
+    """Roll by one, so that every image gets a partner from another take, or roll back."""
     return t.roll(-1 if back else 1, 0)
 
 
 def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
-    """One step: encode, take the expression off, put an expression of the same take on. Needs pairs of a take."""
+    """One step from pairs inside takes: remove the expression, put on one of the same take; returns all losses."""
     end_warmup(nets.swapper)
     x, w, swapper, n = batch.x, c.take_weights, nets.swapper, len(batch.x)
     across = any((w.cycle, w.realism, w.swap))
     row = torch.arange(n, device=x.device)
     itself = processes.draw(torch.rand, n, device=x.device) < ITSELF
-    source = torch.where(itself, row, partner(row))  # (2B,) whose expression is put on
+    source = torch.where(itself, row, partner(row))  # (2B,) image whose expression is put on
 
     with nets.accelerator.autocast():
         f_f, f_r = swapper.encode(
             x, augment(x, shift=False)
-        )  # E sees other light and noise; the pixels are moved as they are
+        )  # E sees an augmented image, but the original pixels are moved
         given = f_r.detach() if c.detach_f_r else f_r
         answer = swapper.generate(f_f, given[source])  # (2B, 3, S, S)
         swap = swapper.generate(f_f, stranger(given)) if across else answer
@@ -76,7 +75,7 @@ def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
     loss["take"] = take_loss(answer, x[source], difference_weight(x, partner(x)))
     total = w.au * loss["au"] + w.take * loss["take"]
     if (rest := swapper.rest(f_f)) is not None and batch.rest is not None and batch.has_rest is not None:
-        # if no image of the take is at rest, both of its faces at rest must at least be the same
+        # if no image of the take is at rest, its two predicted faces at rest must be equal
         target = torch.where(batch.has_rest > 0, batch.rest, partner(rest.detach()))
         loss["rest"] = take_loss(rest, target, difference_weight(x, target))
         total = total + w.rest * loss["rest"]

@@ -1,7 +1,7 @@
-"""One reader and one writer for every safetensors file: networks, judges, scales, the head, training state.
+"""Reading and writing safetensors files: networks, judges, scales, the head model, training state.
 
-Never pickle, never half a file, never a number that is none. Metadata are JSON under the key `expr_lib`; in older files
-each entry has a key of its own. What a file says of itself is checked before memory is taken for its tensors.
+Files are written whole or not at all and contain finite numbers only. Metadata are JSON under the key `expr_lib`; in
+older files each entry has its own key. Metadata are checked before memory is allocated for the tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from expr_lib.files import replacing
 from expr_lib.schema import FORMAT, MAX_BYTES, check_format, checked, decode
 
 Shapes = dict[str, Tensor]
-"""Tensors on the meta device: shapes and types, no numbers."""
+"""Tensors on the meta device, which have shapes and types but no numbers."""
 TYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64, "I32": torch.int32,
     "U8": torch.uint8,
@@ -32,22 +32,22 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any], *, keep_previous: bool = False) -> None:
-    """Write tensors and JSON metadata, whole or not at all: a temporary name, then a rename.
+    """Write tensors and JSON metadata, whole or not at all.
 
-    With `keep_previous` the file that was there, if it is sound, becomes `previous(path)`. FloatingPointError if a
-    number is not finite; what was there is then kept.
+    With `keep_previous`, an existing valid file is renamed to `previous(path)`. Raises FloatingPointError if a number
+    is not finite; an existing file is then kept.
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if wrong := unsound(name, tensor):
-            raise FloatingPointError(f"{path}: not written: {name} holds {wrong}; what was there is kept")
+            raise FloatingPointError(f"{path}: not written: {name} contains {wrong}; the existing file is kept")
     text = json.dumps({**about, "format": FORMAT, "sha256": digest(tensors)}, allow_nan=False)
     content = serialize(tensors, {"expr_lib": text})
     with replacing(path) as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # on the disk before it gets its name
+        os.fsync(file.fileno())  # on disk before it is renamed
         if keep_previous and is_sound(path):
             os.replace(path, previous(path))
 
@@ -55,10 +55,10 @@ def write(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any], *
 def read(
     path: str | Path, check: Callable[[Shapes, dict[str, Any]], None] | None = None, what: str = "a checkpoint"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write` wrote -> tensors on the CPU, metadata.
+    """Read a file of `write` -> tensors on the CPU, metadata.
 
-    `check` gets the shapes and the metadata and may refuse them before memory is taken for the tensors. Raises
-    FileNotFoundError, or InputError for a file that is cut short, damaged, not ours or not finite, each in one line.
+    `check` gets the shapes and the metadata and may raise an error before memory is allocated for the tensors. Raises
+    FileNotFoundError, or InputError for a file that is truncated, damaged, of another format or not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,7 +67,7 @@ def read(
     with path.open("rb") as start:
         header = int.from_bytes(start.read(8), "little")
     if MAX_BYTES < header <= size:
-        raise InputError(f"{path}: found a header of {header:,} bytes, expected {MAX_BYTES:,} at most")
+        raise InputError(f"{path}: found a header of {header:,} bytes, expected at most {MAX_BYTES:,}")
     try:
         with safe_open(path, "pt") as file:
             about = _metadata(file.metadata() or {}, path)
@@ -75,7 +75,7 @@ def read(
             shapes = {name: _shape(file.get_slice(name), name, path) for name in names}
             if check is not None:
                 check(shapes, about)
-            tensors = {name: file.get_tensor(name).clone() for name in names}  # a map would change with the file
+            tensors = {name: file.get_tensor(name).clone() for name in names}  # a memory map would change with the file
     except (SafetensorError, OSError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{path}: truncated or not safetensors: {size} bytes ({why})") from None
@@ -96,7 +96,7 @@ def _metadata(raw: dict[str, str], path: Path) -> dict[str, Any]:
     if not raw:
         raise InputError(f"{path}: format: found 'no expr_lib metadata', expected {FORMAT}")
     about = {"format": FORMAT}
-    for key, value in raw.items():  # an older file: each entry is JSON, or plain text
+    for key, value in raw.items():  # an older file, each entry JSON or plain text
         try:
             about[key] = decode(value, f"{path}: metadata: {key}")
         except InputError as error:
@@ -109,7 +109,7 @@ def _metadata(raw: dict[str, str], path: Path) -> dict[str, Any]:
 
 def _shape(tensor: Any, name: str, path: Path) -> Tensor:
     if (kind := TYPES.get(tensor.get_dtype())) is None:
-        raise InputError(f"{path}: {name}: found numbers of type {tensor.get_dtype()}, expected {', '.join(TYPES)}")
+        raise InputError(f"{path}: {name}: found type {tensor.get_dtype()}, expected {', '.join(TYPES)}")
     try:
         return torch.empty(tensor.get_shape(), dtype=kind, device="meta")
     except (RuntimeError, TypeError, OverflowError):
@@ -117,9 +117,9 @@ def _shape(tensor: Any, name: str, path: Path) -> Tensor:
 
 
 def fits(own: Shapes, given: Shapes, where: str | Path) -> None:
-    """InputError for the first tensor that is missing, unknown, or of another shape or type than a network's own.
+    """InputError for the first tensor in `given` that is missing, unknown, or differs from `own` in shape or type.
 
-    Floating-point numbers may come in half precision. Only shapes and types are looked at: meta tensors will do.
+    Floating-point numbers may have half precision. Only shapes and types are compared.
     """
     for name in sorted(own.keys() | given.keys()):
         found = f"shape {tuple(given[name].shape)}" if name in given else "nothing"
@@ -133,7 +133,7 @@ def fits(own: Shapes, given: Shapes, where: str | Path) -> None:
 
 
 def unsound(name: str, tensor: Tensor) -> str:
-    """What is wrong with the numbers of a tensor: NaN or Inf, or a variance below 0; "" if nothing is."""
+    """Describe invalid numbers in a tensor: NaN, Inf or a negative variance; "" if there are none."""
     if not tensor.is_floating_point():
         return ""
     if not tensor.isfinite().all():
@@ -142,7 +142,7 @@ def unsound(name: str, tensor: Tensor) -> str:
 
 
 def is_sound(path: str | Path) -> bool:
-    """Is there a file that `read` would read?"""
+    """Whether `read` succeeds."""
     try:
         read(path)
     except (InputError, OSError):
@@ -151,13 +151,13 @@ def is_sound(path: str | Path) -> bool:
 
 
 def previous(path: str | Path) -> Path:
-    """checkpoint.safetensors -> checkpoint.prev.safetensors, the one before it."""
+    """checkpoint.safetensors -> checkpoint.prev.safetensors, the previous checkpoint."""
     path = Path(path)
     return path.with_suffix(".prev" + path.suffix)
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes, whatever order the tensors come in."""
+    """SHA-256 of names, types, shapes and bytes, independent of the order of the tensors."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

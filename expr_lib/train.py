@@ -20,38 +20,39 @@ from expr_lib.errors import InputError
 from expr_lib.losses import au_weights, class_weights
 from expr_lib.model import Swapper, au_classes
 from expr_lib.run import Run
-from expr_lib.step import Nets, TrainConfig, batch_of, train_step, warmup_step
+from expr_lib.step import Nets, batch_of, train_step, warmup_step
+from expr_lib.step import TrainConfig as TrainConfig  # callers of `train` need it
 from expr_lib.take_step import take_step
 
 MAX_NUMBERS = 2 * 10**9
-"""Weights of all networks together; with their gradients and averages some 32 GB."""
+"""Largest number of weights in all networks; with gradients and averages these need some 32 GB."""
 
 
 def accelerator(config: TrainConfig) -> Accelerator:
-    """Device, precision and the other processes, if `accelerate launch` or `torchrun` started several."""
+    """The accelerator for this device and precision, with all processes of `accelerate launch` or `torchrun`."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a notebook may train in fp32 first, then in bf16
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     precision = {"auto": "bf16" if multiplies_bf16(cpu) else "no", "bf16": "bf16", "fp32": "no"}[config.precision]
-    # no cache: it would hand `frozen` modules the copies of their weights that were made while they still learned
+    # no cache, which would give `frozen` modules copies of their weights from before they were frozen
     return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(cache_enabled=False)])
 
 
 def multiplies_bf16(cpu: bool) -> bool:
-    """Does the hardware multiply bf16 itself? T4 and V100 only emulate it, which is slower than fp32."""
+    """Whether the hardware multiplies bf16. T4 and V100 only emulate it, which is slower than fp32."""
     if cpu:
         return torch.cpu._is_avx512_bf16_supported()
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def build_nets(config: TrainConfig, data: FaceData) -> Nets:
-    """Networks and optimizers, from the seed alone, for these training images."""
+    """Networks and optimizers for these training images; the initial weights depend on the seed only."""
     where = accelerator(config)
     m, device = config.model, where.device
     torch.manual_seed(config.seed)
     with torch.device("meta"):
         numbers = sum(p.numel() for net in (Swapper(m), model.D(m), model.D_f(m)) for p in net.parameters())
     if numbers > MAX_NUMBERS:
-        raise InputError(f"model: found networks of {numbers:,} numbers, expected {MAX_NUMBERS:,} at most")
+        raise InputError(f"model: found {numbers:,} weights, expected at most {MAX_NUMBERS:,}")
     au = torch.from_numpy(data.au)
     n_subjects = len(np.unique(data.subject[data.subject >= 0]))
     swapper, d, d_f = Swapper(m), model.D(m), model.D_f(m)
@@ -63,11 +64,11 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
     ema = copy.deepcopy(swapper).eval().requires_grad_(False)
     if config.compile:
         for part in (swapper.E, swapper.DG.G if isinstance(swapper.DG, model.DG) else swapper.DG.put, d):
-            part.compile()  # in place: the names of the weights stay
+            part.compile()  # in place, which keeps the names of the weights
 
     def adam(lr: float, *nets: nn.Module | None, beta1: float = 0.5) -> torch.optim.Optimizer:
         learn = [p for net in nets if net is not None for p in net.parameters()]
-        return torch.optim.Adam(learn, lr, betas=(beta1, 0.99), fused=True)  # one kernel a weight instead of eight
+        return torch.optim.Adam(learn, lr, betas=(beta1, 0.99), fused=True)  # one kernel per weight instead of eight
 
     beta1 = 0.9 if config.supervision == "takes" else 0.5
     weight = class_weights(au_classes(au, m.au_levels), max(m.au_levels))
@@ -79,9 +80,9 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
 
 
 def settled(config: TrainConfig, data: FaceData) -> TrainConfig:
-    """The config with every "auto" decided, and the sizes that these training data ask for.
+    """The config with every "auto" resolved and the sizes of these training data.
 
-    InputError if takes are asked for and the data have none.
+    Raises InputError if the config needs takes and the data have none.
     """
     has_takes = bool((np.unique(data.take[data.take >= 0], return_counts=True)[1] > 1).any())
     supervision = config.supervision if config.supervision != "auto" else "takes" if has_takes else "unpaired"
@@ -93,10 +94,10 @@ def settled(config: TrainConfig, data: FaceData) -> TrainConfig:
 
 
 def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
-    """High while the AU branch warms up alone, then level, and over the last `cooldown` of all steps down to 0.
+    """High in the warm-up, then constant, and over the last share `cooldown` of the steps decreasing to 0.
 
-    The whole method starts gently: Adam knows E from the small gradients of the AU branch alone, and would answer the
-    first, far larger ones of the reconstruction with steps that end what the branch has learnt.
+    After the warm-up the rate increases over 300 steps. Adam has scaled the steps of E to the small gradients of the AU
+    branch; the much larger gradients of the reconstruction would at first destroy what the branch has learned.
     """
     main = c.take_lr if c.supervision == "takes" else c.lr
     lr, fall = main, min(1.0, (c.steps - step) / max(1.0, c.cooldown * c.steps))
@@ -111,12 +112,12 @@ def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
 
 
 def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """ema <- decay ema + (1 - decay) model; the decay is small at first, so that the average forgets the start."""
+    """ema <- decay ema + (1 - decay) model; the decay is smaller in the first steps, to forget the initial weights."""
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
         for kept, now in zip(ema.buffers(), model.buffers(), strict=True):
-            kept.copy_(now)  # batch norm's statistics are averages already
+            kept.copy_(now)  # statistics of batch norm are already averages
 
 
 def train(
@@ -127,22 +128,22 @@ def train(
     *,
     allow_changes: bool = False,
 ) -> Path:  # fmt: skip
-    """Train, or go on with what stands in `run`, and return the path of the checkpoint.
+    """Train, or continue the run in the folder `run`, and return the path of the checkpoint.
 
-    `run` gets log.csv, tensorboard/, samples/*.png (rows: a, b, swap, self, cycle of fixed held-out pairs),
-    checkpoint.safetensors and the one before it, checkpoint.prev.safetensors, which is used where the last is damaged.
-    A run that was killed and started again ends, on the CPU, with the same bits as one that was not. SIGINT and SIGTERM
-    save before leaving. Raises FloatingPointError, naming the last good checkpoint, when a loss is not finite or
-    exceeds `EXPLODED`; InputError for data, model or batch sizes that do not fit, and for a run that was made with
-    other settings or data: with `allow_changes` it goes on, and what changed is in the metadata, with the step.
+    `run` gets log.csv, tensorboard/, samples/*.png (see `run.sample`), checkpoint.safetensors and the one before it,
+    checkpoint.prev.safetensors, which replaces a damaged one. On the CPU, a run that was killed and continued ends with
+    the same bits as an uninterrupted one. SIGINT and SIGTERM save a checkpoint and then stop the run. Raises
+    FloatingPointError, with the last good checkpoint, if a loss is not finite or exceeds `EXPLODED`; InputError for
+    data, model or batch sizes that do not fit, and for a run with other settings or data, unless `allow_changes` is
+    set, which records the changes and their step in the metadata.
 
-    With `start_from` a new run begins with the swapper of that checkpoint, AU heads found by name: fine-tuning. It has
-    no warm-up, whatever the config says: that would train E for the AU branch alone, behind the back of G.
+    With `start_from`, a new run starts with the swapper of that checkpoint, with the AU heads matched by name
+    (fine-tuning). It never has a warm-up, which would change E without adapting G.
     """
     run = Path(run)
     learn = data.subset("train")
     if (people := len(np.unique(learn.subject))) < 2:
-        raise InputError(f"split train: found {people} subjects, expected at least two for a pair")
+        raise InputError(f"split train: found {people} subjects, expected at least 2")
     config = settled(config, learn)
     if start_from:
         config = replace(config, model=checkpoint.fine_tune_config(start_from, config.model), warmup_steps=0)
@@ -168,7 +169,7 @@ def train(
             if step in (this.start, config.warmup_steps):
                 n = config.warmup_batch_size if warm else config.batch_size
                 pairs = batches(learn, n, seed=config.seed, device=here.device, first=step, takes=takes and not warm)
-            torch.manual_seed(config.seed * 1_000_003 + step)  # all chance in a step depends on the step alone
+            torch.manual_seed(config.seed * 1_000_003 + step)  # the random numbers of a step depend on the step only
             batch = batch_of(next(pairs), subjects, config)
             set_learning_rates(nets, config, step)
             loss = (
@@ -178,5 +179,5 @@ def train(
             )
             average(nets.ema, nets.swapper, config.ema, step)
             this.after(step, loss)
-    here.end_training()  # several processes part here, after the last checkpoint is written
+    here.end_training()  # all processes wait here until the last checkpoint is written
     return this.path

@@ -125,12 +125,12 @@ def refused(path) -> str:
 
 def test_no_such_file_and_a_folder(tmp_path):
     assert "not found" in refused(tmp_path / "nobody.png")
-    assert "is a folder" in refused(tmp_path)
+    assert "found a folder" in refused(tmp_path)
 
 
 def test_text_noise_and_emptiness_by_the_name_of_png(tmp_path):
     heic = b"\0\0\0\x18ftypheic" + bytes(40)
-    known = ((b"hello\n", "found text"), (bytes(range(256)), "no image format"), (b"", "empty file"), (heic, "HEIC"))
+    known = ((b"hello\n", "found text"), (bytes(range(256)), "an unknown format"), (b"", "empty file"), (heic, "HEIC"))
     for content, expected in known:
         (tmp_path / "not.png").write_bytes(content)
         assert expected in refused(tmp_path / "not.png")
@@ -209,7 +209,7 @@ def test_a_name_that_cannot_be_a_png_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"found the ending '.jpg', expected '.png'"):
         write_png(tmp_path / "out.jpg", quadrants())
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(IsADirectoryError, match="is a folder"):
+    with pytest.raises(IsADirectoryError, match="found a folder"):
         write_png(tmp_path / "folder.png", quadrants())
 
 
@@ -249,11 +249,11 @@ def test_a_pipe_or_a_device_by_the_name_of_an_image_keeps_nobody_waiting(tmp_pat
     for name in ("a.png", "b.png"):
         assert "expected an image file" in refused(tmp_path / name)
     for name in ("a.png", "b.png"):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(ValueError, match="expected a regular file"):
             open_regular(tmp_path / name)
     (tmp_path / "c.png").symlink_to(__file__)
     open_regular(tmp_path / "c.png").close()
-    with pytest.raises(ValueError, match="is a link"):
+    with pytest.raises(ValueError, match="found a symbolic link"):
         open_regular(tmp_path / "c.png", follow=False)
 
 

@@ -151,7 +151,7 @@ def test_text_in_another_encoding_is_refused_with_its_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("header", "message"),
-    [("file,AU1", "found no column image"), ("image,AU1,au1", "column au1 comes twice")],
+    [("file,AU1", "found no column image"), ("image,AU1,au1", "found column au1 twice, expected it once")],
 )
 def test_a_table_without_its_columns_is_one_clear_error(tmp_path, header, message):
     root = table_tree(tmp_path / "in", ["photos/0.png,1"], header)
@@ -808,7 +808,7 @@ def test_a_finished_import_is_left_as_it_is_and_another_one_refused(tmp_path):
         and before.items()
         >= {path: path.stat().st_mtime_ns for path in out.iterdir() if path.suffix != ".lock"}.items()
     )
-    with pytest.raises(ValueError, match="holds another data set; choose another folder"):
+    with pytest.raises(ValueError, match="found another data set, expected a new or an empty folder"):
         import_faces("table", root, out, ImportConfig(24), progress=False)
 
 
@@ -816,7 +816,7 @@ def test_where_nothing_can_be_imported_the_reasons_are_told(tmp_path):
     root = table_tree(tmp_path / "in", ["photos/88.png,a,,1,1"])
     with pytest.raises(ValueError, match=r"found no labelled image of the form table.* label without an image"):
         import_faces("table", root, tmp_path / "out", SMALL, progress=False)
-    with pytest.raises(NotADirectoryError, match="not a folder"):
+    with pytest.raises(NotADirectoryError, match="found no folder"):
         import_faces("table", root / "labels.csv", tmp_path / "out", SMALL, progress=False)
 
 

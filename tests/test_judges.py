@@ -30,7 +30,7 @@ from expr_lib.measure.train_judges import (
     JudgeConfig,
     au_ceilings,
     au_loss,
-    augment,
+    augment_for_judges,
     cosface_loss,
     train_au_judge,
     train_identity_judge,
@@ -105,11 +105,11 @@ def test_cosface_by_hand():
 
 def test_augmentation_is_seeded_stays_in_range_and_differs_between_images():
     image = (torch.rand(1, 3, 64, 64) * 2 - 1).expand(6, -1, -1, -1)
-    once, again = (augment(image, torch.Generator().manual_seed(3)) for _ in range(2))
+    once, again = (augment_for_judges(image, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(once, again)
     assert once.shape == image.shape and once.abs().max() <= 1
     assert all((once[0] - once[i]).abs().mean() > 0.01 for i in range(1, 6))
-    gentle = augment(image, torch.Generator().manual_seed(3), strength=0.0)  # only mirrored
+    gentle = augment_for_judges(image, torch.Generator().manual_seed(3), strength=0.0)  # only mirrored
     assert all(torch.allclose(g, image[0], atol=1e-5) or torch.allclose(g, image[0].flip(2), atol=1e-5) for g in gentle)
 
 

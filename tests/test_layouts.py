@@ -21,7 +21,7 @@ from expr_lib.importers.labels import DLIB_OF_MESH, MESH
 from expr_lib.importers.pose import POINTS
 from expr_lib.importers.scale import looks_like
 from expr_lib.importers.sheet import align_all
-from expr_lib.importers.source import PRESENT, folded, number, whole
+from expr_lib.importers.source import PRESENT, folded, parse_number, whole
 from expr_lib.importers.write import ImportConfig, import_faces
 
 SMALL = ImportConfig(size=16, processes=1)
@@ -482,10 +482,10 @@ def test_numbers_are_plain_numbers():
     assert [whole(cell) for cell in ("12", " 007 ", "3.0", "3,0", "²", "9" * 5000, "1e3", "-1", "")] == [
         12, 7, 3, 3, None, None, None, None, None,
     ]  # fmt: skip
-    assert number("1,5") == 1.5 and number("-2e-1") == -0.2
+    assert parse_number("1,5") == 1.5 and parse_number("-2e-1") == -0.2
     for cell in ("1_000", "nan", "inf", "٣", "0x1", "", "1.2.3"):
         with pytest.raises(ValueError, match="expected a number"):
-            number(cell)
+            parse_number(cell)
 
 
 ABSURD = ("²", "9" * 5000, "1e999", "-1", "", "../1", "\x00")

@@ -10,11 +10,12 @@ from torchmetrics.image.kid import poly_mmd
 from expr_lib.measure.metrics import (
     balanced_accuracy,
     bootstrap,
+    estimates,
     f1,
-    figures,
     gain,
     icc31,
     identity_kept,
+    json_number,
     kid,
     laplacian_variance,
     leak_au,
@@ -22,7 +23,6 @@ from expr_lib.measure.metrics import (
     masked_l1,
     mmd2,
     nearer,
-    number,
     partial_correlation,
     pearson,
     polynomial_kernel,
@@ -291,7 +291,7 @@ def test_bootstrap_draws_whole_clusters_as_many_as_there_are():
 
 def test_figures_are_values_with_their_intervals_ready_for_json():
     values = torch.arange(20.0)[:, None] * torch.tensor([1.0, torch.nan])
-    mean, unknown = figures(lambda rows: values[rows].mean(0), np.repeat(np.arange(10), 2), n_resamples=50)
+    mean, unknown = estimates(lambda rows: values[rows].mean(0), np.repeat(np.arange(10), 2), n_resamples=50)
     assert mean["value"] == 9.5 and mean["low"] < 9.5 < mean["high"]
     assert unknown == {"value": None, "low": None, "high": None}
-    assert number(1 / 3) == 0.333333 and number(float("inf")) is None
+    assert json_number(1 / 3) == 0.333333 and json_number(float("inf")) is None

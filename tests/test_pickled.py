@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expr_lib.importers import pickled
-from expr_lib.importers.ganimation import faces
+from expr_lib.importers.ganimation import labelled_images
 from expr_lib.importers.pickled import numbers, read_pickle
 from expr_lib.importers.source import Report, Tree
 
@@ -170,5 +170,5 @@ def test_names_with_blanks_and_dots_are_one_name_each(tmp_path: Path):
     (tmp_path / "train_ids.csv").write_text("e.jpg\na.b.jpg\n\n")
     (tmp_path / "test_ids.csv").write_text("c d.jpg\r\n")
     report = Report()
-    found = {face.image: face.split for face in faces(Tree(tmp_path, report), report)}
+    found = {face.image: face.split for face in labelled_images(Tree(tmp_path, report), report)}
     assert found == {"imgs/a.b.jpg": "train", "imgs/c d.jpg": "test", "imgs/e.jpg": "train"} and not report.cases

@@ -612,5 +612,5 @@ def test_bf16_that_is_only_emulated_is_not_taken(monkeypatch: pytest.MonkeyPatch
 
 def test_a_model_that_fits_no_memory_is_refused_before_it_is_built(tiny_faces: FaceData, tmp_path: Path) -> None:
     huge = replace(TINY, model=ModelConfig(512, 100, 256, 512, 1.0, 1024, 2048, 1024))
-    with pytest.raises(InputError, match=r"found networks of .* numbers, expected 2,000,000,000 at most"):
+    with pytest.raises(InputError, match=r"found .* weights, expected at most 2,000,000,000"):
         build_nets(huge, tiny_faces)

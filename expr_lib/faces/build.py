@@ -1,13 +1,13 @@
 """Rendered faces on disk: the data set folder that :mod:`expr_lib.datasets` opens.
 
-Rendering takes a while and machines are interrupted, so the folder grows in chunks of 64 images. Meanwhile it holds
+Rendering can be interrupted, so images are written in chunks of 64. While it is incomplete, the folder has
 
 - ``images.npy.partial``  the pixels so far;
 - ``build.json``          the settings, and one checksum for each chunk that was finished.
 
-A chunk counts as finished when its pixels have the checksum in the journal, whatever happened in between. What was lost
-or damaged is rendered anew, always in the same chunks, so that on a CPU the bytes are those of an uninterrupted run. At
-the end the pixels get their name, and ``meta.json``, written last, marks the set as complete.
+A chunk is finished if its pixels have the checksum in the journal. Missing or damaged chunks are rendered again, always
+in the same chunks, so that on a CPU the bytes are those of an uninterrupted run. At the end the file of pixels is
+renamed, and ``meta.json``, which is written last, marks the data set as complete.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from expr_lib.files import replace_file, sha256
 from expr_lib.schema import FORMAT, JournalFile, Kind, MetaFile, checked, read_json
 
 CHUNK = 64
-"""Images in one call of the renderer; never changed, as other chunks might round a pixel the other way."""
+"""Images per call of the renderer; constant, since other chunks might round some pixels differently."""
 
 SAMPLE_EXPRESSIONS: dict[str, dict[str, float]] = {
     "neutral": {},
@@ -46,7 +46,7 @@ SAMPLE_EXPRESSIONS: dict[str, dict[str, float]] = {
     "anger": {"AU4": 4.5, "AU7": 3.5, "AU10": 3.0, "AU25": 3.5},
     "disgust": {"AU4": 1.5, "AU9": 4.5, "AU10": 3.0},
 }
-"""What the people in ``data/`` show: FACS prototypes, where the data sets themselves draw far more varied ones."""
+"""The expressions of the sample in ``data/``; those of data sets are far more varied."""
 
 _REBUILD = "delete the folder to build it again"
 
@@ -54,15 +54,14 @@ _REBUILD = "delete the folder to build it again"
 def build(
     folder: str | Path, config: FacesConfig, *, device: str | torch.device = "cpu", progress: bool = True
 ) -> Path:
-    """Render the faces of ``config`` into ``folder``, or finish what an interrupted run began; returns the folder.
+    """Render the faces of ``config`` into ``folder``, or continue an interrupted run; returns the folder.
 
-    A finished folder of the same settings is checked and left as it is. On a CPU the same settings give the same bytes;
-    CUDA adds up in no fixed order, so that there a value may now and then be another one by 1. Every error keeps the
-    images that were finished:
+    A finished folder with the same settings is checked and not changed. On a CPU the same settings give the same bytes;
+    on CUDA, which sums in varying order, some values may differ by 1. After an error the finished images are kept:
 
-    - ``InputError``: the folder holds other settings, files of another origin or damaged files; nothing is touched;
+    - ``InputError``: the folder has other settings, other files or damaged files; nothing is changed;
     - ``BlockingIOError``: another process is building there;
-    - ``OSError``: the disk is full or cannot be written; the same call goes on where it stopped.
+    - ``OSError``: the disk is full or cannot be written; the same call continues.
     """
     folder, kind = Path(folder), torch.device(device).type
     settings = {
@@ -82,12 +81,12 @@ def build(
         except Timeout:
             raise BlockingIOError(f"{folder}: another process is building here; wait for it to end") from None
     if (journal := folder / "build.json").exists():
-        journal.unlink(missing_ok=True)  # the last step, also for a run that was killed right before it
+        journal.unlink(missing_ok=True)  # also after a run that was killed just before this step
     return folder
 
 
 def _is_finished(folder: Path, settings: dict[str, Any], kind: str) -> bool:
-    """True: complete and sound. False: nothing there yet, or these settings half done. Everything else is an error."""
+    """True if complete and valid; False if empty or incomplete with these settings; otherwise an error."""
     meta, journal = folder / "meta.json", folder / "build.json"
     if meta.exists():
         hashes = _read(meta, settings, MetaFile).sha256
@@ -116,7 +115,7 @@ def _finish(
             _write(journal, json.dumps({**settings, "device": torch.device(device).type, "crc32": []}))
         journalled = {**settings, "device": torch.device(device).type}
         checksums = _read(journal, journalled, JournalFile).crc32
-        if images.exists():  # killed after the pixels had got their name and before meta.json was there
+        if images.exists():  # killed between renaming the file and writing meta.json
             os.replace(images, partial)
         partial.touch()
         needed, free = len(plan) * bytes_per_image - partial.stat().st_size, shutil.disk_usage(folder).free
@@ -139,7 +138,7 @@ def _finish(
                     _write(journal, json.dumps({**journalled, "crc32": checksums}))
                 finished += len(rows)
                 bar.update(len(rows))
-            file.truncate()  # what a damaged file had behind the last image
+            file.truncate()  # remove anything after the last image
             os.fsync(file.fileno())
         _write(folder / "labels.csv", _labels(plan).to_csv(index=False, lineterminator="\n"))
         hashes = {"images.npy": sha256(partial), "labels.csv": sha256(folder / "labels.csv")}

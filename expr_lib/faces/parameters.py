@@ -1,4 +1,4 @@
-"""What a rendered face is made of: people and ways of looking at them, as batches of numbers."""
+"""The parameters of rendered faces, i.e. people and views, as batches of numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Batch = TypeVar("Batch", bound="TensorBatch")
 
 
 class TensorBatch:
-    """A frozen dataclass of tensors with one leading length: indexable, movable."""
+    """A frozen dataclass of tensors with the same first dimension, with indexing and `to`."""
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]
@@ -25,14 +25,14 @@ class TensorBatch:
 
 @dataclass(frozen=True)
 class Subjects(TensorBatch):
-    """n people: all that stays the same from image to image. Colours are sRGB in [0, 1], amounts in [0, 1]."""
+    """n people, as far as they are the same in all images. Colours are sRGB in [0, 1], amounts in [0, 1]."""
 
     identity: Tensor  # (n, K) standard deviations
     skin: Tensor  # (n, 3)
     lips: Tensor  # (n, 3)
     lip_paint: Tensor  # (n,) 0 = bare lips .. 1 = lipstick
     hair: Tensor  # (n, 3)
-    hair_volume: Tensor  # (n,) metres that the hair stands off the scalp
+    hair_volume: Tensor  # (n,) distance from the scalp in metres
     hair_length: Tensor  # (n,) height above the origin (m) at which long hair is cut; > 0.5 = no long hair
     hairline: Tensor  # (n,) shift of the hairline in metres, positive = receding
     brow: Tensor  # (n, 3)
@@ -43,13 +43,13 @@ class Subjects(TensorBatch):
     blush: Tensor  # (n,)
     eyeshadow: Tensor  # (n,)
     shine: Tensor  # (n,)
-    creases: Tensor  # (n,) how deep expression wrinkles get
+    creases: Tensor  # (n,) depth of expression wrinkles
     shirt: Tensor  # (n, 3)
 
 
 @dataclass(frozen=True)
 class Views(TensorBatch):
-    """n ways of looking at a head: pose in degrees, framing, gaze, light, background."""
+    """n views of a head: pose in degrees, framing, gaze, light, background."""
 
     yaw: Tensor  # (n,) positive = subject's face turns to its left
     pitch: Tensor  # (n,) positive = chin up

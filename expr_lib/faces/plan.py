@@ -1,4 +1,4 @@
-"""A data set before it is rendered: every row as parameters, and the true answer to any swap between two rows."""
+"""The plan of a data set: the parameters of every row, and the true answer of a swap between any two rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from expr_lib.faces.render import Renderer
 from expr_lib.faces.sample import generator, sample_expressions, sample_subjects, sample_views
 
 VERSION = "2"
-"""Version of the generator: it changes whenever the same seed gives other pixels."""
+"""Version of the generator, which changes whenever the same seed gives different pixels."""
 
 MAX_IMAGES = 10_000_000
-"""Of one data set; above that its plan alone would fill the memory."""
+"""Largest number of images in a data set; the plan of a larger one would not fit in memory."""
 PORTION = 16 * 128 * 128
-"""Pixels that are rendered together on a CPU."""
+"""Number of pixels that are rendered together on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FacesConfig:
     seed: int = 0
     val: float = 0.1  # share of subjects
     test: float = 0.1
-    images_per_take: int = 1  # images of one person in one view; above 1, the first of them shows the face at rest
+    images_per_take: int = 1  # images per person and view; if above 1, the first shows the face at rest
 
     def __post_init__(self) -> None:
         check_range(
@@ -54,7 +54,7 @@ class FacesConfig:
 
 @dataclass(frozen=True)
 class FacePlan:
-    """Every row of a data set before it is rendered, and the true answer to any swap between two rows."""
+    """The parameters of every row of a data set, and the true answer of a swap between any two rows."""
 
     subjects: Subjects
     subject: Tensor  # (N,) int64
@@ -62,7 +62,7 @@ class FacePlan:
     au: Tensor  # (N, 17)
     views: Views
     size: int
-    take: Tensor  # (N,) int64: rows of one take differ in expression only; -1 = a take of its own
+    take: Tensor  # (N,) int64; rows of one take differ in expression only; -1 = no take
 
     def __len__(self) -> int:
         return len(self.subject)
@@ -76,7 +76,7 @@ class FacePlan:
         rows = torch.as_tensor(rows)
         au_rows = rows if au_rows is None else torch.as_tensor(au_rows)
         device = torch.device(renderer.device)
-        # on a CPU in portions whose temporaries stay small: 16 images of 128 pixels are half as fast again as 32
+        # small portions fit the cache of a CPU: with 16 images of 128 pixels it is 1.5 times as fast as with 32
         n = max(1, PORTION // self.size**2) if device.type == "cpu" else max(1, len(rows))
         found = [
             renderer(
@@ -90,10 +90,9 @@ class FacePlan:
 
 
 def plan_faces(config: FacesConfig) -> FacePlan:
-    """The whole data set as parameters: row = subject * images_per_subject + k. A pure function of the config.
+    """The plan for a config, with row = subject * images_per_subject + k; it depends on the config only.
 
-    The rows of one take share their view and begin with the face at rest, as a sequence of CK+ or a session of RaFD
-    does.
+    The rows of one take have the same view and start with the face at rest, as in CK+ and RaFD.
     """
     n, per, k = config.n_subjects, config.images_per_subject, config.images_per_take
     streams = np.random.SeedSequence(config.seed).generate_state(4)

@@ -1,7 +1,7 @@
-"""Vertices to pixels: a batched z-buffer renderer in plain PyTorch, the same code on CPU, CUDA and MPS.
+"""A batched z-buffer renderer in plain PyTorch, with the same code on CPU, CUDA and MPS.
 
-Three steps: ``rasterize`` finds which triangle each (sub)pixel sees, ``Renderer.shade`` colours the pixels that see
-one, and averaging the subpixels softens the edges. No Python loop runs over images. All of it is our choice.
+``rasterize`` finds the visible triangle of each (sub)pixel, ``Renderer.shade`` colours these pixels, and averaging the
+subpixels smooths the edges. No Python loop runs over images. Our choice.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 
 CAMERA_DISTANCE = 1.1  # metres from the middle of the head
 FIELD = 0.218  # metres that the image spans at that distance, at zoom 1
-CENTRE_HEIGHT = 0.010  # metres: the image is centred a little below the eyes
+CENTRE_HEIGHT = 0.010  # metres; the image is centred a little below the eyes
 GAMMA = 2.2
 
-CREASES = {  # which action units deepen which map, with what share
+CREASES = {  # map of wrinkles -> action units that deepen it, and their shares
     "crease_forehead": {"AU1": 0.8, "AU2": 0.7},
     "crease_glabella": {"AU4": 1.0, "AU9": 0.3},
     "crease_nose": {"AU9": 1.0, "AU10": 0.2},
@@ -34,10 +34,10 @@ CREASES = {  # which action units deepen which map, with what share
 
 
 def rasterize(points: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which triangle does each pixel see?
+    """Find the visible triangle of each pixel.
 
-    Triangles are sorted into classes by the size of their bounding box; within a class every triangle offers the same
-    number of candidate pixels, so that each class is one batched test. The nearest candidate wins (``amin``).
+    Triangles are divided into classes by the size of their bounding box. Within a class every triangle has the same
+    number of candidate pixels, so that each class is one batched test. The nearest candidate is visible (``amin``).
 
     Args:
         points: (B, V, 3) x right, y down in pixels, and distance from the camera (any unit, positive).
@@ -86,7 +86,7 @@ def rasterize(points: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Ten
     pixel = corner[source] + oy * size + ox
     nearest = depth.new_full((batch * size * size,), math.inf).scatter_reduce(0, pixel, depth, "amin")
     winner = (depth <= nearest[pixel]).nonzero().squeeze(1)
-    # two triangles may tie on a shared edge: the later candidate takes the pixel, on every device
+    # of two triangles at the same depth on a shared edge, the later one is visible, on every device
     best = torch.full((batch * size * size,), -1, device=device).scatter_reduce(0, pixel[winner], winner, "amax")
     pixel = (best >= 0).nonzero().squeeze(1)
     best = best[pixel]
@@ -123,7 +123,7 @@ def rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors (3, M) of length 1; many times as fast as F.normalize, whose norm is slow along a first axis of three."""
+    """Normalize vectors (3, M); F.normalize is many times slower along a first axis of three."""
     return vectors * vectors.square().sum(0).clamp(min=1e-24).rsqrt()
 
 
@@ -141,7 +141,7 @@ def blend(attributes: Tensor, corners: Tensor, weights: Tensor) -> Tensor:
 
 
 def per_pixel(image: Tensor, **values: Tensor) -> dict[str, Tensor]:
-    """Values of each image, (B,) or (B, C) -> values of each pixel, (M,) or (C, M), gathered in one go."""
+    """Values of each image, (B,) or (B, C) -> values of each pixel, (M,) or (C, M), in one gather operation."""
     table = torch.cat([value.view(len(value), -1).T for value in values.values()])  # (sum of C, B)
     rows = table.index_select(1, image).split([value[0].numel() for value in values.values()])
     return {name: row[0] if v.ndim == 1 else row for (name, v), row in zip(values.items(), rows, strict=True)}
@@ -179,14 +179,14 @@ class Renderer(nn.Module):
         of_part = torch.zeros(len(mean), dtype=torch.long)
         of_part[triangles.flatten()] = part.repeat_interleave(3)
         lips, _lids, ears, mouth, fold = head.region.unbind(1)
-        # 0.5 on the hairline, one unit = 8 cm; behind the map's edge everything above the nape is scalp
+        # 0.5 on the hairline, one unit is 8 cm; outside the map, everything above the nape is scalp
         scalp = at_vertex[:, names.index("hairline")]
         back = ((mean[:, 1] + 0.05) / 0.08 + 0.5).clamp(0, 1)
         scalp = torch.where(uv[:, 0].abs() > 0.98, back, scalp) * (1 - ears)
         scalp[of_part != 0] = 0.0
         x, y, z = mean.unbind(1)
         face = smoothstep(z, 0.0, 0.02) * smoothstep(y, -0.092, -0.082) * (1 - ears)
-        cloth = 0.30 * x.abs() - y  # metres; the shirt begins at 0.152, lower in front than on the shoulders
+        cloth = 0.30 * x.abs() - y  # metres; the shirt begins at 0.152, lower at the front than on the shoulders
         self.register_buffer("scalp", scalp)
         inside = mouth * (of_part == 0)
         static = torch.stack((uv[:, 0], uv[:, 1], lips, inside, fold.clamp(0, 1), scalp, face, cloth, ears))
@@ -244,7 +244,7 @@ class Renderer(nn.Module):
         hair = self.hair_vertices
         strand = vertices[:, hair]
         below = (subjects.hair_length[:, None] - strand[..., 1]).clamp(min=0)
-        inward = 1 - 0.5 * (below / 0.06).clamp(max=1)  # what is cut folds up and hides inside
+        inward = 1 - 0.5 * (below / 0.06).clamp(max=1)  # the rest is folded up inside the head
         strand = torch.stack((strand[..., 0] * inward, strand[..., 1] + below, strand[..., 2] * inward), -1)
         bald = (subjects.hair_length > 0.5)[:, None, None]
         return vertices.index_copy(1, hair, torch.where(bald, vertices[:, :1], strand))
@@ -312,12 +312,12 @@ class Renderer(nn.Module):
         specular = gloss * (glint**18 + 0.25 * fresnel) + 0.22 * is_hair * glint**12 * maps["strands"]
         specular = specular * occlusion + torch.where(tooth, 0.2 * glint**30, 0.0) + catch_light * (glint > 0)
         color = albedo * radiance * occlusion + specular * person["light_color"]
-        color = 1.22 * color / (1 + 0.25 * color)  # a soft shoulder instead of burnt highlights
+        color = 1.22 * color / (1 + 0.25 * color)  # compress bright values instead of clipping them
         in_face = torch.where(of_skin > 0, (face > 0.5) & (is_hair < 0.5), part != parts.index("hair"))
         return color.clamp(1e-6, 1.0) ** (1 / GAMMA), in_face.to(color)
 
     def maps_at(self, u: Tensor, v: Tensor, size: int) -> dict[str, Tensor]:
-        """The painted maps at map coordinates (M,), averaged first to about the pixel's footprint."""
+        """The painted maps at coordinates (M,), first averaged to about the size of a pixel."""
         level = self.head.maps[None]
         footprint = level.shape[-1] / (1.3 * size)  # texels per (sub)pixel
         if footprint >= 1.5:
@@ -326,7 +326,7 @@ class Renderer(nn.Module):
         return dict(zip(self.head.map_names, values[0, :, 0], strict=True))
 
     def paint_eyes(self, albedo, part, image, position, world, pose, subjects, views):
-        """Sclera, iris, pupil and a catch light, by the angle between a point of the eyeball and the gaze."""
+        """Colour of sclera, iris and pupil, and a catch light, by the angle to the gaze."""
         left_eye = self.head.parts.index("eye_left")
         column = ((part == left_eye) | (part == left_eye + 1)).nonzero().squeeze(1)  # (m,)
         who, side = image[column], part[column] - left_eye
@@ -348,5 +348,5 @@ class Renderer(nn.Module):
 
 
 def load_renderer(device: str | torch.device = "cpu") -> Renderer:
-    """The shipped head behind a renderer, on a device."""
+    """A renderer with the head model of this package, on a device."""
     return Renderer(HeadModel()).eval().to(device)

@@ -1,7 +1,7 @@
-"""Who, which expression, seen how: everything random about a rendered face, drawn here and nowhere else.
+"""Sampling people, expressions and views: all random numbers of rendered faces.
 
-Identity, expression and view are independent of each other by construction (our choice: on real data they are not,
-and that is one of the reasons why disentanglement is hard to measure there).
+Identity, expression and view are independent by construction (our choice). In real data they are not, which is one of
+the reasons why disentanglement is hard to measure there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def sample_subjects(n: int, g: torch.Generator) -> Subjects:
     skin = (skin + 0.02 * torch.randn(n, 3, generator=g) * torch.tensor([1.0, 0.7, 1.0])).clamp(0.1, 0.97)
     darkness = tone / (len(SKIN_TONES) - 1)
     # dark hair everywhere, light hair mostly on light skin
-    choice = torch.rand(n, len(HAIR_COLORS), generator=g).log().neg()  # exponential clocks: the first to ring wins
+    choice = (
+        torch.rand(n, len(HAIR_COLORS), generator=g).log().neg()
+    )  # a weighted choice by exponential variables: the smallest wins
     weight = torch.tensor([3.0, 3, 3, 2, 1.6, 1.2, 1, 1, 0.8]).repeat(n, 1)
     weight[:, 3:7] *= (1.0 - 1.1 * darkness).clamp(0.02, 1.0)[:, None]
     hair = HAIR_COLORS[(choice / weight).argmin(1)] * uniform(n, 0.85, 1.15, g)[:, None]
@@ -110,7 +112,7 @@ EXCLUDED = (
     ("AU5", "AU43"), ("AU7", "AU5"), ("AU23", "AU25"), ("AU23", "AU26"),
     ("AU12", "AU15"), ("AU17", "AU26"), ("AU20", "AU14"),
 )  # fmt: skip
-"""Pairs that do not go together: the stronger of the two stays (our choice, after the antagonists listed in FACS)."""
+"""Pairs of AUs that exclude each other; the stronger one is kept (our choice, after the antagonists in FACS)."""
 
 
 def sample_expressions(n: int, g: torch.Generator) -> Tensor:
@@ -125,7 +127,7 @@ def sample_expressions(n: int, g: torch.Generator) -> Tensor:
     base = base * (1.0 + 0.2 * torch.randn(n, len(AU_NAMES), generator=g))
     base = torch.where((kind < 0.55)[:, None], base, torch.zeros(()))
     single = torch.rand(n, len(AU_NAMES), generator=g)
-    share = torch.where(kind < 0.55, 0.07, 0.17)[:, None]  # more single AUs where there is no prototype
+    share = torch.where(kind < 0.55, 0.07, 0.17)[:, None]  # more single AUs if there is no prototype
     extra = torch.where(single < share, uniform(n * len(AU_NAMES), 0.5, 5.0, g).view(n, -1), torch.zeros(()))
     au = torch.maximum(base, extra).clamp(0.0, MAX_INTENSITY)
     for first, second in EXCLUDED:

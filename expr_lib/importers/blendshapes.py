@@ -1,7 +1,7 @@
 """Blend shapes: the 52 numbers from 0 to 1 that phones (ARKit, Live Link Face) and MediaPipe write for each frame.
 
-They become AUs through the shapes that :mod:`expr_lib.facs` draws them with, left and right averaged, so they are no
-FACS intensities. Sources of the format: Apple, *ARFaceAnchor.BlendShapeLocation*; Google, MediaPipe *Face Landmarker*.
+They are converted to AUs by the shapes in :mod:`expr_lib.facs`, left and right averaged, so they are not FACS
+intensities. Sources of the format: Apple, *ARFaceAnchor.BlendShapeLocation*; Google, MediaPipe *Face Landmarker*.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 from expr_lib.facs import ACTION_UNITS, AU_NAMES, MAX_INTENSITY
 from expr_lib.importers.frames import Entry, Lookup, matched
 from expr_lib.importers.labels import intensity, landmarks
-from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree, whole
+from expr_lib.importers.source import IMAGE_ENDINGS, LabelledImage, Report, Tree, whole
 
 SHAPES = sorted({shape for unit in ACTION_UNITS for shape in unit.shapes})
 WEIGHTS = np.array([[unit.shapes.get(shape, 0.0) for unit in ACTION_UNITS] for shape in SHAPES])  # (shapes, AUs)
 AU_OF_SHAPES = np.linalg.inv(WEIGHTS)  # as many shapes as AUs
 NAMING = ("image", "input", "file", "filename", "path")
-"""Columns that may name the photograph or film of a row; where there is none, the table's own name is the film's."""
+"""Columns that may name the photograph or film of a row; without one, the name of the table is that of the film."""
 COUNTING = ("frame", "frame_number", "frame_id", "frameid", "frame_index")
 ENOUGH = 20
-"""A table with fewer columns of shapes is none of this form."""
+"""A table of this form has at least this number of columns of shapes."""
 
 
 def shape_columns(columns: Sequence[str]) -> dict[str, list[str]]:
-    """The shapes of :data:`SHAPES` that a table has -> their columns, one or two sides; empty where it has hardly any.
+    """The shapes of :data:`SHAPES` that a table has -> their columns, one or two sides; empty below ``ENOUGH``.
 
     ``browDownLeft`` of ARKit and MediaPipe, ``BrowDownLeft`` of Live Link Face and ``browDown_L`` are the same.
     """
@@ -43,7 +43,7 @@ def shape_columns(columns: Sequence[str]) -> dict[str, list[str]]:
 def au_of_shapes(
     row: dict[str, str], shapes: dict[str, list[str]], report: Report, file: str, line: int
 ) -> dict[str, float]:
-    """A row of blend shapes in [0, 1] -> AUs in [0, 5]; NaN where a shape that draws the AU is not known."""
+    """A row of blend shapes in [0, 1] -> AUs in [0, 5]; NaN if a shape of the AU is missing."""
     values = np.full(len(SHAPES), np.nan)
     for i, shape in enumerate(SHAPES):
         sides = [intensity(row[x], x, report, file, line, scale=MAX_INTENSITY) for x in shapes.get(shape, [])]
@@ -54,10 +54,10 @@ def au_of_shapes(
     return dict(zip(AU_NAMES, au.clip(0, MAX_INTENSITY).tolist(), strict=True))
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
-    """Rows of every ``*.csv`` with columns of blend shapes: photographs that a column names, or frames of a film.
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
+    """Rows of every ``*.csv`` with columns of blend shapes, for photographs named in a column or frames of a film.
 
-    Frames are counted by a column, from 0 or 1, else by the rows.
+    Frames are numbered by a column, from 0 or 1, or by the rows.
     """
     lookup = Lookup(tree)
     for file in tree.tables(".csv"):

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from expr_lib.importers.labels import intensity, presence
-from expr_lib.importers.source import UNKNOWN, Face, Report, Tree, au_name, whole
+from expr_lib.importers.source import UNKNOWN, LabelledImage, Report, Tree, au_name, whole
 
 CODE_UNKNOWN = "9"
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """``AU_OCC/F001_T1.csv`` (0, 1, 9 = unknown), ``AU_INT/AU06/F001_T1_AU06.csv`` (0 to 5, 9); ``F001/T1/0001.jpg``.
 
-    Flat names are ``F001_T1_0001.jpg``. An AU with an intensity file has that intensity. Otherwise present is
-    ``PRESENT``, absent 0, unknown NaN.
+    Flat names are ``F001_T1_0001.jpg``. An AU has the intensity in its intensity file, if there is one. Otherwise
+    it is ``PRESENT``, 0 if absent, and NaN if unknown.
     """
     frames = tree.frames(r"([fm]\d{3})[/_-](t\d+)[/_-](?:[^/\d]*)0*(\d{1,9})\.(?:jpe?g|png|bmp)")
     graded: dict[tuple[str, str], dict[str, str]] = {}
@@ -73,7 +73,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
                     report.missing(
                         "frame that an intensity file lacks", graded[film][name], 0, f"frame {frame}: {name}"
                     )
-            yield Face(image, film[0], au, (file, line), take=" ".join(film))
+            yield LabelledImage(image, film[0], au, (file, line), take=" ".join(film))
         for name, by_frame in strength.items():
             for frame, (_, line) in by_frame.items():
                 if frame not in seen:
@@ -89,7 +89,7 @@ def intensities(tree: Tree, file: str, name: str, report: Report) -> dict[int, t
     for line, row in tree.rows(file):
         frame = whole(row[0])
         if len(row) != 2 or frame is None:
-            if line > 1 or row[0][:1].isdigit():  # some copies have a header
+            if line > 1 or row[0][:1].isdigit():  # some copies of the data have a header
                 report.left_out("line that is not frame,intensity", file, line, ",".join(row)[:40])
         elif frame in found:
             report.left_out("second label of a frame", file, line, f"frame {frame}: first in line {found[frame][1]}")

@@ -11,19 +11,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from expr_lib.importers.labels import LETTERS, intensity
-from expr_lib.importers.source import PRESENT, UNKNOWN, Face, Report, Tree, au_name, number
+from expr_lib.importers.source import PRESENT, UNKNOWN, LabelledImage, Report, Tree, au_name, parse_number
 
 FRAME = r"(s\d{3}_\d{3})_(\d{8})"
 LAST_AU = 46
-"""Higher codes are head and eye positions, no action units of the face."""
+"""Higher codes are positions of head and eyes, not action units of the face."""
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """``FACS/S005/001/S005_001_00000011_facs.txt``, lines ``AU intensity``: the last frame of a sequence.
 
-    Coders wrote down every AU they saw, so an AU that is not in the file is 0, unless a line cannot be understood: it
-    may be about any AU. Intensity 0 means present, not graded: ``PRESENT``. The first frame of a coded sequence is the
-    neutral face: all 0. The landmarks align both.
+    The coders listed every AU that they saw, so AUs that are not in the file are 0, or unknown if a line of the file
+    cannot be read. Intensity 0 means present without an intensity (``PRESENT``). The first frame of a coded sequence is
+    the neutral face, with all AUs 0. Both images are aligned by their landmarks.
     """
 
     def frame_of(match: re.Match[str]) -> tuple[str, int]:
@@ -46,23 +46,25 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
             report.left_out("label file without a label", file)
         else:
             place = landmarks_of(tree, points.get((sequence, frame)), report)
-            yield Face(film[frame], person, dict.fromkeys(names, absent) | au, (file, 1), points=place, take=sequence)
+            yield LabelledImage(
+                film[frame], person, dict.fromkeys(names, absent) | au, (file, 1), points=place, take=sequence
+            )
         if first > 1:
             report.note("sequence whose first frame is not there, so no neutral face is taken", film[first])
         elif first != frame:
             place = landmarks_of(tree, points.get((sequence, first)), report)
-            yield Face(film[first], person, dict.fromkeys(names, 0.0), (file, 1), points=place, take=sequence)
+            yield LabelledImage(film[first], person, dict.fromkeys(names, 0.0), (file, 1), points=place, take=sequence)
             report.note("first frame of a coded sequence, taken as neutral")
 
 
 def codes(tree: Tree, file: str, report: Report) -> tuple[dict[str, float], bool]:
-    """Lines ``AU intensity``, both written like 9.0000000e+00 -> intensities, and whether no line was lost."""
+    """Lines ``AU intensity``, both written like 9.0000000e+00 -> intensities, and whether all lines could be read."""
     au: dict[str, float] = {}
     rows = list(tree.rows(file, ";\t "))
-    lost = len(rows) == 0  # an empty or unreadable file says nothing
+    lost = len(rows) == 0  # the file is empty or unreadable
     for line, row in rows:
         try:
-            unit, _ = number(row[0]), row[1].lower() in LETTERS or number(row[1])
+            unit, _ = parse_number(row[0]), row[1].lower() in LETTERS or parse_number(row[1])
             if len(row) != 2:
                 raise ValueError
         except (ValueError, IndexError):
@@ -83,11 +85,11 @@ def codes(tree: Tree, file: str, report: Report) -> tuple[dict[str, float], bool
 
 
 def landmarks_of(tree: Tree, file: str | None, report: Report) -> np.ndarray | None:
-    """68 lines ``x y`` -> (68, 2); None where there is no such file."""
+    """68 lines ``x y`` -> (68, 2); None if there is no such file."""
     if file is None:
         return None
     try:
-        cells = [[number(cell) for cell in row] for _, row in tree.rows(file, ";\t ")]
+        cells = [[parse_number(cell) for cell in row] for _, row in tree.rows(file, ";\t ")]
         found = np.array(cells).clip(-1e6, 1e6).astype(np.float32)
     except ValueError:
         found = np.zeros(0, np.float32)

@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from expr_lib.importers.labels import intensity
-from expr_lib.importers.source import UNKNOWN, Face, Report, Tree, au_name, whole
+from expr_lib.importers.source import UNKNOWN, LabelledImage, Report, Tree, au_name, whole
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """``ActionUnit_Labels/SN001/SN001_au1.txt``, lines ``frame,intensity``; frames are images below a folder SN001.
 
-    Labels count frames from 1. Images that count from 0 are shifted, which the report says.
+    Labels count frames from 1. Images that count from 0 are shifted, with a note in the report.
     """
     files = tree.one_each(
         r"(sn\d{3})_au0*([1-9]\d?)\.txt", lambda m: (m[1].upper(), au_name(m[2]) or ""), "label file of an action unit"
     )
     names = sorted({name for _, name in files}, key=lambda name: int(name[2:]))
-    # the name of the folder, or of the image, holds SN001; the image's name ends with the number
+    # the name of the folder or of the image contains SN001; the name of the image ends with the number
     frames = tree.frames(r"[^/]*(sn\d{3})(?:[^/]*/(?:[^/]*\D)?|[^/]*\D)0*(\d{1,9})\.(?:jpe?g|png|bmp)")
     for subject in sorted({who for who, _ in files}):
         labels: dict[int, dict[str, float]] = {}
@@ -54,4 +54,4 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
             if lacking:
                 report.missing("frame that a label file lacks", *places[frame], f"frame {frame}: {', '.join(lacking)}")
             au = {name: labels[frame].get(name, UNKNOWN) for name in names}
-            yield Face(image, subject, au, places[frame], take=subject)
+            yield LabelledImage(image, subject, au, places[frame], take=subject)

@@ -1,7 +1,7 @@
-"""Which image does a row of a table mean? A photograph is known by its name, a frame of a film by its number.
+"""Matching the rows of tables with images: photographs by their names, frames of films by their numbers.
 
-Tables and images often lie in different folders, or were moved together. Where several images have the right name, the
-one counts whose path has the longest end in common with the path that the table gives, or with the table's own.
+Tables and images are often in different folders. If several images have the right name, the one is used whose path has
+the longest common end with the path in the table, or with that of the table.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree
+from expr_lib.importers.source import IMAGE_ENDINGS, LabelledImage, Report, Tree
 
 ALIGNED = "_aligned"
-"""Ends the name of the folder in which OpenFace writes the faces that it cut out."""
+"""Ending of the name of the folder in which OpenFace writes cropped faces."""
 Images = TypeVar("Images", bound=Sized)
 SURPLUS = r"(?:frames?|images?|imgs?)"
-"""What people add to the name of a film, or put between name and number."""
+"""Words that may follow the name of a film, or stand between name and number."""
 
 
 @dataclass(slots=True)
@@ -29,37 +29,37 @@ class Entry:
     """One row of a table of faces."""
 
     line: int
-    source: str  # path of the photograph or film, as far as the table says; with /
+    source: str  # path of the photograph or film as in the table, with /
     frame: int | None  # None = a photograph
     au: dict[str, float]
     points: np.ndarray | None
-    face: int = 0  # who of several people in a film
+    face: int = 0  # number of the person in a film of several
 
 
 def split(path: str) -> tuple[str, str, str]:
-    """Folder, name and ending of a path, in lower case; of other endings than those of images the name keeps theirs."""
+    """Folder, name and ending of a path, in lower case; an ending that is not that of an image stays in the name."""
     folder, name = posixpath.split(path.lower())
     stem, ending = posixpath.splitext(name)
     return (folder, stem, ending) if ending in IMAGE_ENDINGS else (folder, name, "")
 
 
 def in_common(a: str, b: str) -> int:
-    """How many folders at their ends two paths of folders share."""
+    """Number of folders at the ends of two paths of folders that are equal."""
     pairs = zip(reversed(a.lower().split("/")), reversed(b.lower().split("/")), strict=False)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(a.count("/"), b.count("/")) + 1 if a and b else 0)
 
 
 class Lookup:
-    """All images of a tree by name, by film and, where OpenFace cut them out, by face and frame."""
+    """All images of a tree by name, by film and, for those cropped by OpenFace, by face and frame."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.photographs: dict[str, list[str]] = {}  # name without ending -> images
-        self.films: dict[str, dict[str, list[str]]] = {}  # name of a film -> where its frames are -> frames in order
-        self.cut: dict[str, dict[str, dict[tuple[int | None, int], str]]] = {}  # ... -> face, frame -> cut face
+        self.films: dict[str, dict[str, list[str]]] = {}  # name of a film -> place of its frames -> frames in order
+        self.cut: dict[str, dict[str, dict[tuple[int | None, int], str]]] = {}  # ... -> face, frame -> cropped face
         self.nameless: dict[str, dict[str, list[str]]] = {}  # folder -> folder frames/ in it -> frames in order
-        self.tables = Counter[str]()  # in each folder
-        self.named: dict[str, list[str]] = {}  # name of a table -> folders of the tables of that name
+        self.tables = Counter[str]()  # number in each folder
+        self.named: dict[str, list[str]] = {}  # name of a table -> folders of all tables with that name
         for rel in tree.tables(".csv", ".txt"):
             folder, name = posixpath.split(rel.lower())
             self.tables[folder] += 1
@@ -86,7 +86,7 @@ class Lookup:
                 self.films.setdefault(name, {}).setdefault(where, []).append(rel)
 
     def photograph(self, path: str) -> tuple[list[str], int]:
-        """Images that a path can mean, and how much of it they share: 0 = the name without its ending."""
+        """Images that match a path best, and how well: 0 = only the name without its ending is equal."""
         folder, stem, ending = split(path)
         best, found = -1, list[str]()
         for rel in self.photographs.get(stem, []):
@@ -100,12 +100,11 @@ class Lookup:
     def frames(
         self, film: str, near: str, numbers: set[int], first: int, file: str, rivals: Iterable[str]
     ) -> dict[int, str]:
-        """Frames of a film by the numbers that a table near the folder ``near`` gives them, counting from ``first``.
+        """Frames of a film by the numbers in a table, which start at ``first``; ``near`` is the folder of the table.
 
-        ``rivals`` are the folders of all films of that name.
-
-        The images' own numbers count where they are the table's, or the table's with the other first number (0 or 1);
-        else, where there is one image for each number, their order. Both is noted.
+        ``rivals`` are the folders of all films with that name. The numbers in the names of the images are used if they
+        are those of the table, or start at the other first number (0 or 1); otherwise, if there is one image for each
+        number, their order is used. The last two cases are noted in the report.
         """
         places, folder = self.films.get(film.lower(), {}), posixpath.dirname(file).lower()
         if not places and self.tables[folder] == 1:
@@ -115,7 +114,7 @@ class Lookup:
         for rel in images:
             if match := re.search(r"(\d{1,9})$", split(rel)[1], re.ASCII):
                 own.setdefault(int(match[1]), rel)
-        other = 1 - first  # where those begin who count the other way
+        other = 1 - first  # the other possible first number
         shifted = {n + first - other: rel for n, rel in own.items()} if own and min(own) == other else {}
         if shifted and (numbers <= shifted.keys() or not (numbers <= own.keys() or len(images) == len(numbers))):
             self.tree.report.note(f"frames of the images counted from {other}, those of the table from {first}", file)
@@ -126,13 +125,14 @@ class Lookup:
         return own
 
     def cut_faces(self, film: str, near: str, file: str) -> dict[tuple[int | None, int], str]:
-        """What OpenFace cut out of a film or photograph: face, or None where its name has none, and frame -> image."""
+        """Faces that OpenFace cropped from a film or photograph: {(face or None, frame): image}."""
         return self.nearest(self.cut.get(film.lower(), {}), near, file, self.named.get(film.lower(), [])) or {}
 
     def nearest(self, places: dict[str, Images], near: str, file: str, rivals: Iterable[str]) -> Images | None:
-        """What lies in the place whose folder shares most with ``near``, and no more with one of the ``rivals``.
+        """The images in the place whose path is most similar to ``near``, unless ``rivals`` has a more similar one.
 
-        Where several do, and one has not more than twice as many images as each other, it is None, and told.
+        If several are equally similar and none has more than twice as many images as each other, the result is None,
+        with a line in the report.
         """
         share = {where: in_common(posixpath.dirname(where), near) for where in sorted(places)}
         for where in list(share):
@@ -146,8 +146,8 @@ class Lookup:
         return places[best[0]] if len(best) == 1 else None
 
 
-def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report: Report) -> Iterator[Face]:
-    """The faces of a table that names its sources itself; frames of films are counted from ``first``."""
+def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report: Report) -> Iterator[LabelledImage]:
+    """The images of a table that names its photographs or films; frames are counted from ``first``."""
     near, films = posixpath.dirname(file), dict[str, dict[int, str]]()
     sources = {entry.source: None for entry in entries if entry.frame is not None}
     for film in sources:
@@ -159,7 +159,7 @@ def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report:
         ]
         films[film] = lookup.frames(stem, folder or near, numbers, first, file, rivals)
     photographs = {entry.source: lookup.photograph(entry.source) for entry in entries if entry.frame is None}
-    closest: dict[str, int] = {}  # of several paths that can mean an image, the one that shares most with it counts
+    closest: dict[str, int] = {}  # image -> similarity of the path that matches it best
     for found, share in photographs.values():
         for rel in found:
             closest[rel] = max(share, closest.get(rel, -1))
@@ -173,9 +173,9 @@ def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report:
             found, share = photographs[entry.source]
             found = [rel for rel in found if closest[rel] == share]
             if image := lookup.tree.one(found, file, entry.line, what):
-                yield Face(image, "", entry.au, (file, entry.line), points=entry.points)
+                yield LabelledImage(image, "", entry.au, (file, entry.line), points=entry.points)
         elif image := films[entry.source].get(entry.frame):
             who = posixpath.splitext(entry.source)[0]
-            yield Face(image, who, entry.au, (file, entry.line), points=entry.points, take=entry.source)
+            yield LabelledImage(image, who, entry.au, (file, entry.line), points=entry.points, take=entry.source)
         else:
             report.left_out("label without an image", file, entry.line, what)

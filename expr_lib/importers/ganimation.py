@@ -1,7 +1,7 @@
 """The folder of GANimation: ``imgs/``, ``aus_openface.pkl``, ``train_ids.csv`` and ``test_ids.csv``.
 
-A pickle can run any program when it is opened, so this one is never opened: ``pickled.py`` reads numbers and names out
-of it. Source of the format: Pumarola et al., *GANimation*, ECCV 2018, and its code.
+Unpickling can run any program, so this file is not unpickled: ``pickled.py`` extracts numbers and names only.
+Source of the format: Pumarola et al., *GANimation*, ECCV 2018, and its code.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any
 
+from expr_lib.errors import InputError
 from expr_lib.importers.labels import intensity
 from expr_lib.importers.pickled import MAX_BYTES, numbers, read_pickle
-from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree, au_name
+from expr_lib.importers.source import IMAGE_ENDINGS, LabelledImage, Report, Tree, au_name
 
 UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)
-"""The intensities of OpenFace, in its order; 45 is AU43 here."""
+"""The intensities of OpenFace, in its order; AU45 becomes AU43."""
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
-    """Entries of ``aus_openface.pkl``: an image's name without ending -> 17 intensities. Each image is a person."""
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
+    """Entries of ``aus_openface.pkl``: name of an image -> 17 intensities. Each image counts as a person."""
     file = tree.one_each(r"aus_openface\.pkl", lambda _: None, "aus_openface.pkl").get(None)
     if file is None:
         raise FileNotFoundError(f"{tree.root / 'aus_openface.pkl'}: not found; expected AUs of the images in imgs/")
@@ -41,7 +42,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
             for unit, value in zip(UNITS, au, strict=True):
                 label = au_name(str(unit)) or ""
                 labels[label] = intensity(str(value), label, report, file, entry)
-            yield Face(found[0], found[0], labels, (file, entry), split.get(stem, ("",))[0])
+            yield LabelledImage(found[0], found[0], labels, (file, entry), split.get(stem, ("",))[0])
     labelled = {stem_of(name) for name in entries}
     for stem, (_, ids, line) in split.items():
         if stem not in labelled:
@@ -49,13 +50,13 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
 
 
 def stem_of(name: str) -> str:
-    """``N_0000000356_00190.jpg``, or the same without an ending -> lower case without ending."""
+    """``N_0000000356_00190.jpg``, with or without its ending -> lower case without ending."""
     name = name.lower()
     return posixpath.splitext(name)[0] if name.endswith(IMAGE_ENDINGS) else name
 
 
 def load(tree: Tree, file: str) -> dict[str, Any]:
-    """The dict in a pickle of arrays; ``ValueError`` names the file and the first other thing in it."""
+    """The dict in a pickle of arrays; ``InputError`` for any other pickle."""
     tree.opened.add(file)
     path = tree.root / file
     try:
@@ -63,14 +64,14 @@ def load(tree: Tree, file: str) -> dict[str, Any]:
             raise ValueError(f"found {size:,} bytes, expected at most {MAX_BYTES:,}")
         return read_pickle(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def splits(tree: Tree, report: Report) -> dict[str, tuple[str, str, int]]:
-    """Name as of ``stem_of`` -> train or test, and where that is said; empty where there are no such files."""
+    """Name as by ``stem_of`` -> (train or test, file, line); empty if there are no such files."""
     found: dict[str, tuple[str, str, int]] = {}
     for rel, match in tree.matching(r"(train|test)_ids\.csv"):
-        for line, row in tree.rows(rel, ""):  # a name may hold blanks
+        for line, row in tree.rows(rel, ""):  # a name may contain blanks
             name = row[0]
             split, ids, first = found.setdefault(stem_of(name), (match[1], rel, line))
             if (ids, first) != (rel, line):

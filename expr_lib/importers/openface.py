@@ -1,8 +1,8 @@
 """OpenFace: any folder of photographs, such as CelebA, with the tables of FaceLandmarkImg or FeatureExtraction.
 
 Columns are found by stripped name, ``AUxx_r`` (intensity) before ``AUxx_c`` (presence). Source of the format:
-Baltrusaitis et al., *OpenFace 2.0*, FG 2018, and the page "Output format" of its wiki; for what OpenFace leaves beside
-its tables, its RecorderOpenFace.cpp.
+Baltrusaitis et al., *OpenFace 2.0*, FG 2018, and the page "Output format" of its wiki; for the files beside
+the tables, RecorderOpenFace.cpp of its source code.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Iterator
 
 from expr_lib.importers.frames import Entry, Lookup, in_common
 from expr_lib.importers.labels import au_columns, landmarks
-from expr_lib.importers.source import Face, Report, Tree, number, whole
+from expr_lib.importers.source import LabelledImage, Report, Tree, parse_number, whole
 
 CONFIDENCE = 0.8
-"""Rows below it are left out; OpenFace's own advice."""
+"""Rows with a lower confidence are left out, as OpenFace recommends."""
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
-    """``NAME.csv`` labels the photograph ``NAME.*`` or, where it has a column ``frame``, the frames of the film NAME.
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
+    """``NAME.csv`` labels the photograph ``NAME.*`` or, if it has a column ``frame``, the frames of the film NAME.
 
-    Each ``face_id`` of a film is a person. What OpenFace itself made of an image counts only where that is not there.
+    Each ``face_id`` of a film is a person. Images made by OpenFace are used only if the originals are missing.
     """
     lookup = Lookup(tree)
     person = identities(tree, lookup, report)
     found: list[tuple[str, bool, list[Entry]]] = []  # file, is it a film, its rows
     for file in tree.tables(".csv", ".txt"):
         if file.lower().endswith(".txt") and not says_au(tree, file):
-            continue  # of the first versions a table, else anything
+            continue  # the tables of the first versions are .txt files
         columns, rows = tree.table(file)
         if not any(re.fullmatch(r"au\d+_[rc]", name) for name in columns):
             if columns:  # else it could not be read
@@ -48,7 +48,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
         if n == 0:
             report.left_out("table without a row: no face was found", file)
         found.append((file, film, entries))
-    own = {posixpath.splitext(file)[0].lower() for file, _, _ in found}  # where OpenFace wrote
+    own = {posixpath.splitext(file)[0].lower() for file, _, _ in found}  # paths of the tables
     for file, film, entries in found:
         if film and (len(entries) != 1 or frames_of(file, entries, lookup) or not original(file, own, lookup)):
             yield from of_a_film(file, entries, lookup, report)
@@ -58,38 +58,38 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
 
 
 def says_au(tree: Tree, file: str) -> bool:
-    """Does a file begin like a table with action units?"""
+    """Whether a file begins like a table with action units."""
     with open(tree.root / file, "rb") as opened:
         return re.search(rb"AU\d\d_[rc]", opened.readline(100_000)) is not None
 
 
 def of_a_photograph(
     file: str, entries: list[Entry], own: set[str], person: dict[str, str], lookup: Lookup, report: Report
-) -> Iterator[Face]:
+) -> Iterator[LabelledImage]:
     images, tree = original(file, own, lookup), lookup.tree
     name = posixpath.splitext(posixpath.basename(file))[0]
     cut = {} if images else lookup.cut_faces(name, posixpath.dirname(file), file)
     for entry in entries:
         where = (file, entry.line)
         if aligned := cut.get((None, entry.face)):
-            yield Face(aligned, aligned if len(entries) > 1 else "", entry.au, where)
+            yield LabelledImage(aligned, aligned if len(entries) > 1 else "", entry.au, where)
         elif len(entries) > 1:
             report.left_out("several faces in one image", *where, f"{len(entries)} faces")
         elif image := tree.one(images, *where, name):
-            yield Face(image, person.get(image, ""), entry.au, where, points=entry.points)
+            yield LabelledImage(image, person.get(image, ""), entry.au, where, points=entry.points)
 
 
 def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
-    """The photograph of a table: not the copy beside the table, on which OpenFace drew, if there is another.
+    """The photograph of a table, if possible not the copy beside the table, in which OpenFace has drawn.
 
-    ``own`` are the paths of all tables, without ending: an image beside a table of its name is no other's.
+    ``own`` are the paths of all tables, without ending; an image beside a table with its name belongs to that table.
     """
     tree, (folder, name) = lookup.tree, posixpath.split(posixpath.splitext(file)[0])
     images = lookup.photographs.get(name.lower(), [])
     beside = [rel for rel in images if posixpath.dirname(rel) == folder]
     others = [rel for rel in images if rel not in beside and posixpath.splitext(rel)[0].lower() not in own]
     shares = {rel: in_common(posixpath.dirname(rel), folder) for rel in others}
-    rivals = lookup.named.get(name.lower(), [])  # a table whose path is more like an image's than this one's has it
+    rivals = lookup.named.get(name.lower(), [])  # an image belongs to the table with the most similar path
     others = [rel for rel in others if all(in_common(posixpath.dirname(rel), x) <= shares[rel] for x in rivals)]
     details = tree.files.get(f"{posixpath.splitext(file)[0]}_of_details.txt".lower())
     if details:
@@ -105,13 +105,13 @@ def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
 
 
 def frames_of(file: str, entries: list[Entry], lookup: Lookup) -> dict[int, str]:
-    """Whole frames of a film by OpenFace's numbers, which begin with 1."""
+    """Complete frames of a film by OpenFace's numbers, which start at 1."""
     folder, name = posixpath.split(posixpath.splitext(file)[0])
     numbers = {entry.frame for entry in entries if entry.frame is not None}
     return lookup.frames(name, folder, numbers, 1, file, lookup.named.get(name.lower(), []))
 
 
-def of_a_film(file: str, entries: list[Entry], lookup: Lookup, report: Report) -> Iterator[Face]:
+def of_a_film(file: str, entries: list[Entry], lookup: Lookup, report: Report) -> Iterator[LabelledImage]:
     film = posixpath.splitext(file)[0]
     folder, name = posixpath.split(film)
     frames, cut = frames_of(file, entries, lookup), lookup.cut_faces(name, folder, file)
@@ -123,9 +123,9 @@ def of_a_film(file: str, entries: list[Entry], lookup: Lookup, report: Report) -
         who = film if alone else f"{film} {entry.face}"
         take = f"{film} {entry.face}"
         if image and entry.points is not None:
-            yield Face(image, who, entry.au, where, points=entry.points, take=take, face=entry.face)
+            yield LabelledImage(image, who, entry.au, where, points=entry.points, take=take, face=entry.face)
         elif aligned or (image and alone):
-            yield Face(aligned or image or "", who, entry.au, where, take=take)
+            yield LabelledImage(aligned or image or "", who, entry.au, where, take=take)
         elif image:
             report.left_out("several faces in one image", *where, f"frame {frame}, and no landmarks")
         else:
@@ -133,15 +133,17 @@ def of_a_film(file: str, entries: list[Entry], lookup: Lookup, report: Report) -
 
 
 def doubtful(row: dict[str, str]) -> bool:
-    """Did OpenFace say itself that it found no face, or hardly?"""
+    """Whether OpenFace found no face or was not certain."""
     try:
-        return not (number(row.get("success", "1")) >= 1 and number(row.get("confidence", "1")) >= CONFIDENCE)
+        return not (
+            parse_number(row.get("success", "1")) >= 1 and parse_number(row.get("confidence", "1")) >= CONFIDENCE
+        )
     except ValueError:
         return True
 
 
 def identities(tree: Tree, lookup: Lookup, report: Report) -> dict[str, str]:
-    """CelebA's ``identity_CelebA.txt``, where the folder has it: image -> person."""
+    """Read CelebA's ``identity_CelebA.txt``, if there is one -> {image: person}."""
     found: dict[str, str] = {}
     for rel, _ in tree.matching(r"identity_celeba\.txt"):
         for line, row in tree.rows(rel):

@@ -1,8 +1,8 @@
-"""Who is who: the source's own word, else ``people.csv``, else the folders.
+"""The person on each image: from ``people.csv``, else from the source, else from the folders.
 
-``people.csv`` may lie in the source folder of any form, so that two films of one person are one person. Its lines are
-``name,person``; a name is an image, a film or a folder (with or without the folders above it and its ending), or what
-the form itself calls a person.
+The source folder of any form may have a file ``people.csv``, for example to assign two films to one person. Its lines
+are ``name,person``; a name is an image, a film or a folder (with or without its parent folders and ending), or the
+source's own name of a person.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from expr_lib.importers.source import IMAGE_ENDINGS, PEOPLE, Face, Report, Tree
+from expr_lib.importers.source import IMAGE_ENDINGS, PEOPLE, LabelledImage, Report, Tree
 
 ENDINGS = (*IMAGE_ENDINGS, ".csv", ".txt", ".mp4", ".avi", ".mov", ".mkv", ".webm")
 HEADERS, NAMES = ("person", "subject"), ("name", "image", "film", "file", "folder")
 
 
-def with_people(faces: list[Face], tree: Tree, report: Report) -> None:
-    """Give every face its person: from ``people.csv``, where that knows it, else as the source or the folders say.
+def with_people(faces: list[LabelledImage], tree: Tree, report: Report) -> None:
+    """Set the person of every image: from ``people.csv``, else from the source, else the name of the folder.
 
-    Where all images that are nobody's lie in one folder, each is a person of its own.
+    If all images without a person are in one folder, each counts as a separate person.
     """
     known, used = people(tree, report), set[str]()
     theirs = {face.image for face in faces if face.subject}
@@ -35,10 +35,10 @@ def with_people(faces: list[Face], tree: Tree, report: Report) -> None:
             report.note("person of something that is not imported", tree.files[PEOPLE], line, name)
 
 
-def names_of(face: Face) -> Iterator[str]:
-    """What ``people.csv`` may call a face, the closest name first: image, person or film, label file, folders.
+def names_of(face: LabelledImage) -> Iterator[str]:
+    """Names that ``people.csv`` may use for an image, most specific first: image, person or film, label file, folders.
 
-    Of several people in one film each has a name of its own, ``film 0``; that of the film alone says nothing.
+    Several people in one film have the names ``film 0``, ``film 1``, ...; the name of the film alone is then ignored.
     """
     film, folder = plain(face.where[0]), posixpath.dirname(face.image)
     folders = [folder]
@@ -53,13 +53,13 @@ def names_of(face: Face) -> Iterator[str]:
 
 
 def plain(name: str) -> str:
-    """A name in lower case, with /, without ending."""
+    """A name in lower case, with / and without its ending."""
     name = name.strip().replace("\\", "/").lower().strip("/").removeprefix("./")
     return posixpath.splitext(name)[0] if name.endswith(ENDINGS) else name
 
 
 def people(tree: Tree, report: Report) -> dict[str, tuple[str, int]]:
-    """``people.csv``, where the folder has it: name as of :func:`plain` -> person, and in which line that is said."""
+    """Read ``people.csv``, if there is one -> {name as by :func:`plain`: (person, line)}."""
     found: dict[str, tuple[str, int]] = {}
     if (file := tree.files.get(PEOPLE)) is None:
         return found
@@ -72,6 +72,6 @@ def people(tree: Tree, report: Report) -> dict[str, tuple[str, int]]:
         elif len(row) != width or not row[name_at] or not row[person_at]:
             report.left_out("line that is not name,person", file, line, ",".join(row)[:40])
         elif (first := found.setdefault(plain(row[name_at]), (row[person_at], line)))[0] != row[person_at]:
-            told = f"{row[name_at]}: {row[person_at]}, before: {first[0]} in line {first[1]}"
-            report.left_out("second person of one name", file, line, told)
+            detail = f"{row[name_at]}: {row[person_at]}, before: {first[0]} in line {first[1]}"
+            report.left_out("second person of one name", file, line, detail)
     return found

@@ -1,9 +1,9 @@
-"""A dict of numbers out of a pickle, without unpickling: no object is ever made from what the file says.
+"""Reading a dict of numbers from a pickle without unpickling it.
 
 A pickle is a program. Its opcodes are read here one by one (``pickletools``) into plain values: strings, numbers,
-bytes, tuples, lists, dicts and three records below. The few programs that ``pickle.dump`` writes for numpy arrays,
-numpy numbers and ``OrderedDict``, protocols 0 to 5, are known; everything else is refused by the name of its opcode,
-or of what it asks for. Arrays are built at the very end, from a checked shape, type and length.
+bytes, tuples, lists, dicts and the three records below. Only the opcodes that ``pickle.dump`` writes for numpy arrays,
+numpy numbers and ``OrderedDict`` (protocols 0 to 5) are accepted. Arrays are built at the end, from a checked shape,
+type and length.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 
 MAX_BYTES = 256_000_000
 MAX_OPCODES = 30_000_000
-"""A million faces need about 25 million; a file of nothing but opcodes is stopped before it fills the memory."""
+"""A million faces need about 25 million; the limit protects the memory."""
 MAX_STACK = 100_000
-"""Values that wait to be put into something. Real files hold back about 2,000."""
+"""Limit for the values on the stack; real files need about 2,000."""
 MAX_KEPT = 10_000_000
-"""Values that the file may come back to."""
+"""Limit for the values in the memo."""
 TYPES = {name: np.dtype(name) for name in "b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split()}
 
 
 @dataclass(slots=True, frozen=True)
 class Named:
-    """A class or function that the file names. It stays a name."""
+    """The name of a class or function in the file."""
 
     name: str
 
@@ -44,14 +44,14 @@ class Type:
 
 @dataclass(slots=True)
 class Array:
-    """The bytes of an array, or of one number (shape ``()``), not yet looked at."""
+    """The bytes of an array, or of one number (shape ``()``)."""
 
     type: Type | None = None
     shape: tuple[int, ...] = ()
     data: bytes = b""
 
     def fill(self, kind: Any, shape: Any, data: Any) -> Array:
-        if isinstance(data, str):  # bytes, as Python 2 wrote them
+        if isinstance(data, str):  # bytes as written by Python 2
             data = data.encode("latin1")
         if not isinstance(kind, Type) or not isinstance(data, bytes):
             raise ValueError("refused: an array that does not hold plain numbers")
@@ -70,7 +70,7 @@ class Array:
 
 
 class Reader:
-    """Runs the opcodes of one pickle over plain values."""
+    """Interprets the opcodes of one pickle with plain values."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -157,7 +157,7 @@ class Reader:
         return into
 
     def made(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """What a known function would return, as a plain value."""
+        """The result of a known function, as a plain value."""
         if name == "_codecs.encode" and [type(a) for a in arguments] == [str, str] and arguments[1] == "latin1":
             return arguments[0].encode("latin1")
         if name in ("builtins.bytes", "__builtin__.bytes") and arguments == ():
@@ -205,9 +205,9 @@ KNOWN = (
 
 
 def opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
-    """Name and argument of each opcode, as ``pickletools.genops`` gives them.
+    """Name and argument of each opcode, as by ``pickletools.genops``.
 
-    One differs: a string of Python 2, protocol 0, may hold any byte (genops allows ASCII only).
+    Unlike there, a string of Python 2, protocol 0, may contain any byte, not only ASCII.
     """
     stream = io.BytesIO(data)
     while code := stream.read(1):
@@ -224,7 +224,7 @@ def opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def checked(value: Any) -> Any:
-    """An argument as it is, unless it is a number of more than 64 bits."""
+    """An argument; ``ValueError`` for a number of more than 64 bits."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError("refused: a whole number of more than 64 bits")
     return bytes(value) if isinstance(value, bytearray) else value
@@ -238,7 +238,7 @@ def named(name: str) -> Named:
 
 
 def said(value: Any) -> str:
-    """A value in a few words, for an error in one line."""
+    """A short description of a value, for error messages."""
     if isinstance(value, str):
         return ascii(value[:60])
     if isinstance(value, Named):
@@ -264,7 +264,7 @@ def read_pickle(data: bytes) -> dict[str, Any]:
 
 
 def numbers(value: Any, length: int) -> list[float] | str:
-    """A list, tuple or array of so many numbers, flat; in a few words what it is where it is none."""
+    """A list, tuple or array of ``length`` numbers as a flat list, or a description of any other value."""
     if isinstance(value, Array):
         found = value.numbers()
         right = len(found) == length and found.dtype.kind in "fiu"

@@ -1,7 +1,7 @@
 """py-feat: tables as ``Detector.detect(...)`` writes them (a Fex), one row for each face of an image or frame.
 
 Its AUs are probabilities or normalized intensities from 0 to 1; here they are multiplied by 5 (our choice), so they are
-no FACS intensities. Source of the format: Cheong et al., *Py-Feat: Python Facial Expression Analysis Toolbox*, 2023.
+not FACS intensities. Source of the format: Cheong et al., *Py-Feat: Python Facial Expression Analysis Toolbox*, 2023.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from expr_lib.importers.blendshapes import au_of_shapes, shape_columns
 from expr_lib.importers.frames import Entry, Lookup, matched
 from expr_lib.importers.labels import MESH, au_columns, landmarks
 from expr_lib.importers.pose import yaw
-from expr_lib.importers.source import IMAGE_ENDINGS, Face, Report, Tree, number, whole
+from expr_lib.importers.source import IMAGE_ENDINGS, LabelledImage, Report, Tree, parse_number, whole
 
 SCORE = 0.8
 """``FaceScore`` below which a row is left out; our choice."""
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """Rows of every ``*.csv`` with the column ``input`` and AUs or blend shapes.
 
-    ``input`` is a photograph, or a film of which ``frame`` counts the frames from 0; the longest end of its path that
-    the folder knows counts.
+    ``input`` is a photograph, or a film whose frames ``frame`` counts from 0; it is matched by the longest common end
+    of the paths.
     """
     lookup = Lookup(tree)
     for file in tree.tables(".csv"):
@@ -58,7 +58,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
 
 
 def sound_mesh(row: dict[str, str], report: Report, file: str, line: int) -> np.ndarray | None:
-    """The landmarks, but no mesh that looks turned where py-feat's own ``Yaw`` says, in whatever unit, that none is."""
+    """The landmarks, except those of a mesh that looks turned although ``Yaw``, in any unit, says that it is not."""
     points = landmarks(row)
     if points is None or f"x_{MESH - 1}" not in row or not np.isfinite(points).all():
         return points
@@ -66,7 +66,7 @@ def sound_mesh(row: dict[str, str], report: Report, file: str, line: int) -> np.
     if turned <= MAX_YAW:
         return points
     try:
-        straight = abs(number(row.get("yaw", ""))) < np.radians(MAX_YAW)
+        straight = abs(parse_number(row.get("yaw", ""))) < np.radians(MAX_YAW)
     except ValueError:
         straight = False
     if straight:
@@ -75,8 +75,8 @@ def sound_mesh(row: dict[str, str], report: Report, file: str, line: int) -> np.
 
 
 def doubtful(row: dict[str, str]) -> bool:
-    """Did the detector find no face, or hardly one?"""
+    """Whether the detector found no face or was not certain."""
     try:
-        return not number(row.get("facescore", "1")) >= SCORE
+        return not parse_number(row.get("facescore", "1")) >= SCORE
     except ValueError:
         return True

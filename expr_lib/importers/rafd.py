@@ -1,15 +1,15 @@
-"""RaFD: 67 people, eight posed expressions; the file's name is the label.
+"""RaFD: 67 people, eight posed expressions, which are part of the file names.
 
-Nobody coded the pictures: the models were asked for certain AUs, and those are the labels here. Source: Langner et al.,
+The pictures were not coded: the labels are the AUs that the models were asked to show. Source: Langner et al.,
 *Presentation and validation of the Radboud Faces Database*, Cognition & Emotion 24(8), 2010; target codes and their
-letters by Hawk & van der Schalk. A range of letters becomes its middle, a code without a letter ``PRESENT``.
+letters by Hawk & van der Schalk. A range of letters becomes its middle, a code without a letter becomes ``PRESENT``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from expr_lib.importers.source import PRESENT, UNKNOWN, Face, Report, Tree
+from expr_lib.importers.source import PRESENT, UNKNOWN, LabelledImage, Report, Tree
 
 TARGETS: dict[str, dict[str, float]] = {
     "neutral": {},
@@ -24,8 +24,8 @@ TARGETS: dict[str, dict[str, float]] = {
 NAMES = sorted({name for au in TARGETS.values() for name in au}, key=lambda name: int(name[2:]))
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
-    """``Rafd090_01_Caucasian_female_angry_frontal.jpg``; only cameras from the front (090)."""
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
+    """``Rafd090_01_Caucasian_female_angry_frontal.jpg``; frontal cameras (090) only."""
     pattern = r"rafd(\d{3})_(\d+)_[a-z]+_(?:fe)?male_([a-z]+)_(?:frontal|left|right)\.(?:jpe?g|png)"
     for rel, match in tree.matching(pattern):
         angle, person, expression = match.groups()
@@ -34,7 +34,7 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
         elif expression not in TARGETS:
             report.left_out("unknown expression", rel, 0, f"{expression}, expected one of {', '.join(TARGETS)}")
         else:
-            yield Face(
+            yield LabelledImage(
                 rel,
                 person.zfill(2),
                 dict.fromkeys(NAMES, 0.0) | TARGETS[expression],

@@ -1,8 +1,8 @@
-"""Is the scale of a source's intensities the one that its form promises? Counted while they are read.
+"""Detecting sources whose intensities have a wrong scale.
 
-A table in percent, or one from which a spreadsheet took the decimal sign, would lose every label but its zeros. So an
-import stops where most of the labels that are not 0 are no intensities: of one AU in one file or in all files, from
-three rows on, or of everything.
+In a table in percent, or one that a spreadsheet saved without decimal points, all labels except the zeros would be
+invalid. An import therefore stops if most of the labels that are not 0 are invalid: of one AU in one file or in all
+files, if at least three are, or of all AUs together.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from expr_lib.errors import InputError
+
 ROWS = 3
-"""So many unusable labels of one AU stop an import; fewer are damage of single rows."""
+"""Smallest number of invalid labels of one AU that can stop an import."""
 
 
 @dataclass
 class Tally:
-    """Labels of one AU that are not 0, and those among them that are no intensities."""
+    """Numbers of labels of one AU that are not 0, and of those among them that are invalid."""
 
     others: int = 0
     bad: int = 0
     largest: float = 0.0  # absolute value of the bad ones
-    first: str = ""  # where the first of them is, and what it says
+    first: str = ""  # place and content of the first bad label
 
     def add(self, other: Tally) -> None:
         self.others += other.others
@@ -32,7 +34,7 @@ class Tally:
 
 @dataclass
 class Scale:
-    """Tallies by AU, of the file that is being read and of all before it."""
+    """Tallies by AU, for the file that is being read and for all files before it."""
 
     root: Path = Path()
     file: str = ""
@@ -43,7 +45,7 @@ class Scale:
     before: dict[str, Tally] = field(default_factory=dict)
 
     def saw(self, file: str, line: int, name: str, cell: str, value: float, limit: float, good: bool) -> None:
-        """A label that was read; ``value`` is its number (NaN: none), ``limit`` the largest that the form allows."""
+        """Count a label; ``value`` is its number (NaN if it is none), ``limit`` the largest that the form allows."""
         if file != self.file:
             self.end_of_file()
             self.file, self.limit = file, limit
@@ -61,7 +63,7 @@ class Scale:
             tally.first = tally.first or f"{file}: {place}column {name}: found {cell[:40]!r}, expected 0 to {limit:g}"
 
     def end_of_file(self) -> None:
-        """Look at each AU of the file; ``ValueError`` in one line where its scale is another."""
+        """Check each AU of the file; ``InputError`` if its scale is wrong."""
         largest = max((tally.largest for tally in self.here.values()), default=0.0)
         for name, tally in self.here.items():
             self.stop_where_most_are_bad(tally, ROWS, largest)
@@ -69,7 +71,7 @@ class Scale:
         self.here = {}
 
     def end(self) -> None:
-        """Look at each AU of all files, and at all together."""
+        """Check each AU over all files, and all AUs together; ``InputError`` if a scale is wrong."""
         self.end_of_file()
         everything = Tally()
         for tally in self.before.values():
@@ -79,14 +81,14 @@ class Scale:
         self.stop_where_most_are_bad(everything, 2, everything.largest)
 
     def looks_small(self) -> bool:
-        """Is there no intensity above 1, though many lie below? So write those who count from 0 to 1."""
+        """Whether all intensities are at most 1 and many are fractions, as on a scale from 0 to 1."""
         return self.fractions >= 10 and self.largest <= 1
 
     def stop_where_most_are_bad(self, tally: Tally, at_least: int, largest: float) -> None:
         if tally.bad >= at_least and 2 * tally.bad > tally.others:
             share = f"{tally.bad} of {tally.others} labels that are not 0 are like that"
             guess = looks_like(largest if tally.largest else 0, self.limit)
-            raise ValueError(f"{self.root / tally.first}: {share}; it looks like {guess}")
+            raise InputError(f"{self.root / tally.first}: {share}; it looks like {guess}")
 
 
 def looks_like(largest: float, limit: float) -> str:

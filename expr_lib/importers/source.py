@@ -1,7 +1,7 @@
-"""What every importer needs: the files below one folder, their text and tables, AU names, and a report that counts.
+"""Common parts of all importers: the files below a folder, their text and tables, AU names, and the report.
 
-Nothing outside the folder is ever read: links that lead out of it, and paths in label files that do, are left out and
-counted. A label that is missing or cannot be understood is NaN, never 0.
+Nothing outside the folder is read: links and paths in label files that lead out of it are left out, with a line in the
+report. A label that is missing or invalid is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -19,59 +19,60 @@ from typing import TypeVar
 
 import numpy as np
 
+from expr_lib.errors import InputError
 from expr_lib.importers.scale import Scale
 
 Key = TypeVar("Key", bound=Hashable)
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PRESENT = 3.0
-"""Intensity written for an AU that is coded as present without saying how strongly: C, the middle. Our choice."""
+"""Intensity of an AU that is coded as present without an intensity: C, the middle. Our choice."""
 UNKNOWN = float("nan")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 PEOPLE = "people.csv"
-"""In the source folder, for every form: who is who; read by ``people.py``."""
+"""File in the source folder, of any form, that names the person on each image; read by ``people.py``."""
 
 
 @dataclass(slots=True)
-class Face:
+class LabelledImage:
     """One labelled image of a source folder."""
 
     image: str  # path below the folder, with /
-    subject: str  # "" = the source does not say
+    subject: str  # "" = unknown
     au: dict[str, float]  # [0, 5]; NaN or no entry = missing label
     where: tuple[str, int]  # label file and line
     split: str = ""  # train, val or test; "" = drawn by subject
-    points: np.ndarray | None = None  # (68, 2) landmarks in pixels of the image, where the data set has them
+    points: np.ndarray | None = None  # (68, 2) landmarks in pixels of the image, if known
     take: str = ""  # a film of one person in one view; "" = unknown
     face: int = 0  # which of several people in the image
 
 
 @dataclass
 class Report:
-    """Counts what was left out, which labels are missing and what else is worth knowing; every case with its place."""
+    """A list of everything that was left out, of missing labels and of notes, each with its place."""
 
     cases: list[tuple[str, str, str, int, str]] = field(
         default_factory=list
     )  # kind, reason, file, line (0 = none), detail
-    scale: Scale = field(default_factory=Scale)  # of all intensities that were read
+    scale: Scale = field(default_factory=Scale)  # of all intensities read
 
     def left_out(self, reason: str, file: str, line: int = 0, detail: str = "") -> None:
-        """An image or a label that is not imported."""
+        """Add an image or a label that is not imported."""
         self.cases.append(("left out", reason, file, line, detail))
 
     def missing(self, reason: str, file: str, line: int = 0, detail: str = "") -> None:
-        """A label that becomes NaN although the data set should have it."""
+        """Add a label that is NaN although the data set should have it."""
         self.cases.append(("label missing", reason, file, line, detail))
 
     def note(self, what: str, file: str = "", line: int = 0, detail: str = "") -> None:
-        """Something that was decided on the way."""
+        """Add a note about a decision of the importer."""
         self.cases.append(("note", what, file, line, detail))
 
     def counts(self) -> dict[str, int]:
-        """How often each kind and reason occurred."""
+        """Number of cases by kind and reason."""
         return dict(Counter(f"{kind}: {reason}" for kind, reason, *_ in self.cases))
 
     def lines(self) -> list[str]:
-        """One line for each reason: how often, and the first place where."""
+        """One line for each reason, with the number of cases and the first place."""
         first: dict[str, str] = {}
         for kind, reason, file, line, detail in self.cases:
             place = f"{file}{f' line {line}' if line else ''}{f': {detail}' if detail else ''}"
@@ -80,16 +81,16 @@ class Report:
 
 
 class Tree:
-    """All files below a folder, found once and looked up without regard to case."""
+    """All files below a folder; look-ups ignore case."""
 
     def __init__(self, root: str | Path, report: Report) -> None:
         self.root, self.report = Path(root), report
         if not self.root.is_dir():
-            raise NotADirectoryError(f"{root}: not a folder; expected the folder of a data set")
+            raise NotADirectoryError(f"{root}: found no folder, expected the folder of a data set")
         report.scale.root = self.root
         self.files: dict[str, str] = {}  # lower-case path -> path, both below the root and with /
         self.opened: set[str] = set()  # paths of the label files that an importer has read
-        self.copies: set[str] = set()  # images that a program made of others, and that are not used
+        self.copies: set[str] = set()  # images that a program made from others, which are not used
         inside = os.path.realpath(self.root) + os.sep
 
         def closed(error: OSError) -> None:
@@ -116,16 +117,16 @@ class Tree:
         return (rel for low, rel in self.files.items() if low.endswith(IMAGE_ENDINGS))
 
     def tables(self, *endings: str) -> Iterator[str]:
-        """Paths of all files with these endings, but not ``people.csv``."""
+        """Paths of all files with these endings, except ``people.csv``."""
         return (rel for low, rel in self.files.items() if low.endswith(endings) and low != PEOPLE)
 
     def matching(self, pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
-        """Paths whose lower-case form ends as the pattern says, with the match."""
+        """Paths whose lower-case form ends with the pattern, and the match."""
         compiled = re.compile(rf"(?:^|.*/){pattern}$")
         return ((rel, match) for low, rel in self.files.items() if (match := compiled.match(low)))
 
     def one_each(self, pattern: str, key: Callable[[re.Match[str]], Key], what: str) -> dict[Key, str]:
-        """What a name says -> the path; a second file of the same is left out and counted, as "second ``what``"."""
+        """{key of the match: path}; a second file with the same key is left out, as "second ``what``"."""
         found: dict[Key, str] = {}
         for rel, match in self.matching(pattern):
             if (first := found.setdefault(key(match), rel)) != rel:
@@ -133,7 +134,7 @@ class Tree:
         return found
 
     def frames(self, pattern: str) -> dict[tuple[str, ...], dict[int, str]]:
-        """Images of films: the pattern's groups but the last, in capitals -> frame number, its last group -> image."""
+        """Images of films: {all groups of the pattern except the last, in capitals: {last group, the frame: image}}."""
 
         def key(match: re.Match[str]) -> tuple[tuple[str, ...], int]:
             *film, number = match.groups()
@@ -145,7 +146,7 @@ class Tree:
         return films
 
     def find(self, name: str, file: str, line: int) -> str | None:
-        """The image that a label file names, or None and a line in the report."""
+        """The image that a label file names; None, with a line in the report, if there is none."""
         path = posixpath.normpath(name.strip().replace("\\", "/"))
         if path.startswith(("/", "..")) or re.match(r"[a-zA-Z]:", path):
             self.report.left_out("path that leads out of the folder", file, line, name)
@@ -158,14 +159,14 @@ class Tree:
         return None
 
     def by_stem(self) -> dict[str, list[str]]:
-        """Lower-case file name without ending -> the images of that name."""
+        """{file name in lower case without ending: images with that name}."""
         found: dict[str, list[str]] = {}
         for rel in self.images():
             found.setdefault(posixpath.splitext(posixpath.basename(rel))[0].lower(), []).append(rel)
         return found
 
     def one(self, images: list[str], file: str, line: int, name: str) -> str | None:
-        """The only image that a name stands for, or None and a line in the report."""
+        """The only image in a list; None, with a line in the report, if there is not exactly one."""
         if len(images) == 1:
             return images[0]
         reason = "label for which several images have the name" if images else "label without an image"
@@ -173,7 +174,7 @@ class Tree:
         return None
 
     def text(self, rel: str) -> str:
-        """A text file in UTF-8 or, with its mark, UTF-16; ``ValueError`` names the line that is neither."""
+        """A text file in UTF-8 or, with a byte order mark, UTF-16; ``InputError`` names the first invalid line."""
         self.opened.add(rel)
         data = (self.root / rel).read_bytes()
         encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
@@ -182,13 +183,13 @@ class Tree:
         except UnicodeDecodeError as error:
             line = data[: error.start].count(b"\n") + 1
             found = encoding.removesuffix("-sig").upper()
-            raise ValueError(f"line {line}: found bytes that are not {found}, expected text in UTF-8") from None
+            raise InputError(f"line {line}: found bytes that are not {found}, expected text in UTF-8") from None
 
     def rows(self, rel: str, separators: str = ";\t, ") -> Iterator[tuple[int, list[str]]]:
-        """Lines of a table: line number and stripped cells; separated by the first of these marks in line 1.
+        """Lines of a table as (line number, stripped cells), separated by the first of ``separators`` that line 1 has.
 
-        A blank stands for any run of blanks. Without a mark a line is one cell. Blank lines are skipped. A file that
-        is no text is one line in the report and yields nothing; a line that is no row of a table is left out.
+        A blank stands for any number of blanks. Without a separator, a line is one cell. Blank lines are ignored. A
+        file that is not text gives no rows but a line in the report; invalid lines are left out.
         """
         try:
             lines = self.text(rel).splitlines()
@@ -210,26 +211,29 @@ class Tree:
                 yield number, [cell.strip() for cell in row]
 
     def table(self, rel: str, *needed: str) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
-        """Columns of a table with a header, and its rows: line number and cells by column, named as by ``folded``.
+        """Columns of a table with a header, and its rows as (line number, cells by column), named as by ``folded``.
 
-        Lines with fewer or more cells than the header are left out and counted; so is a table in which a column comes
-        twice. Where columns are ``needed``, that is a ``ValueError``, as is their absence.
+        Lines with fewer or more cells than the header are left out, and so is a table that has a column twice. If
+        columns are ``needed``, this raises an ``InputError``, and so does a missing column.
         """
         if needed:
             try:
                 self.text(rel)
             except ValueError as error:  # without this table there is nothing to import
-                raise ValueError(f"{self.root / rel}: {error}") from None
-        rows, told = self.rows(rel), len(self.report.cases)
+                raise InputError(f"{self.root / rel}: {error}") from None
+        rows, before = self.rows(rel), len(self.report.cases)
         first, header = next(rows, (1, []))
         columns = folded(tuple(header))
-        trouble = next((f"column {name} comes twice" for name, n in Counter(columns).items() if name and n > 1), None)
+        trouble = next(
+            (f"found column {name} twice, expected it once" for name, n in Counter(columns).items() if name and n > 1),
+            None,
+        )
         for name in needed:
             if name not in columns:
-                trouble = trouble or f"found no column {name}, expected one of this name"
+                trouble = trouble or f"found no column {name}, expected one"
         if trouble and needed:
-            raise ValueError(f"{self.root / rel}: line {first}: {trouble}")
-        if not header and len(self.report.cases) == told:
+            raise InputError(f"{self.root / rel}: line {first}: {trouble}")
+        if not header and len(self.report.cases) == before:
             trouble = "found no line, expected a header"
         if trouble:
             self.report.left_out("table that cannot be read", rel, first, trouble)
@@ -247,16 +251,16 @@ class Tree:
 
 
 def records(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Lines of a table with their numbers; a quoted cell that goes over several lines keeps them together.
+    """Lines of a table with their numbers; lines that share a quoted cell are kept together.
 
-    A quote that no line soon closes is damage, and spoils its own line only.
+    A quote that is not closed within ten lines counts as damage of its own line.
     """
     at = 0
     while at < len(lines):
         end = at + 1
         if lines[at].count('"') % 2:
             quoted = next((k for k in range(end, min(end + 10, len(lines))) if lines[k].count('"') % 2), None)
-            if quoted is not None and re.match(r'[^"]*"\s*([;,\t]|$)', lines[quoted]):  # it closes a cell
+            if quoted is not None and re.match(r'[^"]*"\s*([;,\t]|$)', lines[quoted]):  # it ends a cell
                 end = quoted + 1
         yield at + 1, lines[at:end]
         at = end
@@ -264,10 +268,10 @@ def records(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 @lru_cache(maxsize=64)
 def folded(header: tuple[str, ...]) -> tuple[str, ...]:
-    """The names by which a table's cells are looked up: in lower case, where only one column then has the name.
+    """The names of columns for look-ups, in lower case unless two columns would then have the same name.
 
-    Others keep theirs, as ``x_0`` (pixels) and ``X_0`` (millimetres) of OpenFace do; ``X_0`` keeps its capital wherever
-    there is a ``Z_0``. Of AUs both would be the same label, so there lower case comes first.
+    Thus ``x_0`` (pixels) and ``X_0`` (millimetres) of OpenFace keep their names, as does ``X_0`` in any table with a
+    ``Z_0``. The names of AUs are always in lower case.
     """
     times = Counter(name.lower() for name in header)
     space = re.compile(r"[XYZ]_\d+" if "Z_0" in header else r"(?!)")
@@ -282,14 +286,14 @@ def folded(header: tuple[str, ...]) -> tuple[str, ...]:
 def au_name(column: str) -> str | None:
     """``AU01_r``, ``au1``, ``1`` -> ``AU1``; None for anything else.
 
-    A blink (AU45) is eyes closed (AU43) for a moment; a single image cannot tell them apart, so both are AU43 here.
+    A blink (AU45) is a short closing of the eyes (AU43). A single image cannot distinguish them, so both become AU43.
     """
     match = re.fullmatch(r"(?:au)?\s*0*([1-9]\d?)(?:_[rc])?", column.strip().lower())
     return ("AU43" if match[1] == "45" else f"AU{match[1]}") if match else None
 
 
-def number(cell: str) -> float:
-    """A number with a point or a comma before the decimals; ``ValueError`` for anything else."""
+def parse_number(cell: str) -> float:
+    """A number with a decimal point or comma; ``ValueError`` for anything else."""
     text = cell.strip().replace(",", ".")
     if not NUMBER.fullmatch(text):
         raise ValueError(f"found {cell[:40]!r}, expected a number")
@@ -297,6 +301,6 @@ def number(cell: str) -> float:
 
 
 def whole(cell: str) -> int | None:
-    """A whole number of nine digits at most, as ``12`` or ``12.0``; None for anything else."""
+    """A whole number of at most nine digits, such as ``12`` or ``12.0``; None for anything else."""
     match = re.fullmatch(r"0*(\d{1,9})(?:[.,]0*)?", cell.strip(), re.ASCII)
     return int(match[1]) if match else None

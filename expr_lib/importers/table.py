@@ -1,14 +1,14 @@
-"""A plain table: ``labels.csv`` with the column ``image``, AU columns and, where known, subject, split and take."""
+"""A plain table: ``labels.csv`` with the column ``image``, AU columns and, if known, subject, split and take."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from expr_lib.importers.labels import au_columns
-from expr_lib.importers.source import Face, Report, Tree, au_name
+from expr_lib.importers.source import LabelledImage, Report, Tree, au_name
 
 
-def faces(tree: Tree, report: Report) -> Iterator[Face]:
+def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """Rows of ``labels.csv``. An AU column is called ``AU1``, ``AU01`` or ``AU01_r`` (0 to 5), or ``AU01_c`` (0, 1)."""
     file = tree.files.get("labels.csv")
     if file is None:
@@ -23,4 +23,4 @@ def faces(tree: Tree, report: Report) -> Iterator[Face]:
         if (image := tree.find(row["image"], file, line)) is not None:
             subject, take = row.get("subject", ""), row.get("take", "")
             take = f"{subject} {take}" if take else ""
-            yield Face(image, subject, au, (file, line), row.get("split", "").lower(), take=take)
+            yield LabelledImage(image, subject, au, (file, line), row.get("split", "").lower(), take=take)

@@ -1,4 +1,4 @@
-"""A second opinion on identity: dlib's face recognizer, made by others from photographs."""
+"""A second, independent identity judge: dlib's face recognizer, which was trained on photographs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from expr_lib.measure.judges import acceptance
 class DlibJudge:
     """dlib's face recognizer: image (B, 3, H, W) in [-1, 1] -> embedding (B, 128) of unit length, as `IdentityJudge`.
 
-    Independent of everything here: made by others, from three million photographs, for other purposes. Needs the extra
-    ``photographs``. Images are enlarged to 256 pixels; landmarks are looked for where our framing has the face, so that
-    none can be missed. Rendered faces are no photographs: at 1 % false accepts it knows one person again in a quarter
-    of the pairs of images (``ceilings``), at 64 pixels and at 128. Read it only beside what it says of the true render.
+    It was trained on three million photographs, independently of this project. Needs the extra ``photographs``. Images
+    are enlarged to 256 pixels; the position of the face is that of our framing, so no face is missed. At 1 % false
+    accepts, it recognizes a rendered person in a quarter of the pairs of images only (``ceilings``), at 64 pixels and
+    at 128, so compare its results with those for the true render.
     Source: King, *High Quality Face Recognition with Deep Metric Learning*, dlib.net, 2017 (a ResNet of 29 layers).
     """
 
@@ -35,7 +35,7 @@ class DlibJudge:
         import dlib
 
         large = F.interpolate(image.cpu(), size=(256, 256), mode="bicubic", align_corners=False)
-        box = dlib.rectangle(33, 38, 220, 225)  # where dlib's detector finds the face of a frontal render
+        box = dlib.rectangle(33, 38, 220, 225)  # result of dlib's detector for a frontal render
         chips = [
             dlib.get_face_chip(face, self.landmarks(face, box), size=150, padding=0.25)
             for face in to_uint8(large).permute(0, 2, 3, 1).contiguous().numpy()  # (256, 256, 3) each
@@ -45,9 +45,10 @@ class DlibJudge:
 
 
 def dlib_judge(faces: FaceData) -> DlibJudge:
-    """dlib's recognizer, its threshold for such ``faces`` set on every second person, its ceilings from the others.
+    """dlib's recognizer with a threshold set on every second person of ``faces`` and ceilings from the others.
 
-    Its own threshold is for photographs: all rendered faces look alike to it. ``ImportError`` without the extra.
+    dlib's own threshold is for photographs and would accept almost all rendered faces. Raises ``ImportError`` without
+    the extra.
     """
     landmarks = dlib_model("shape_predictor_68_face_landmarks.dat")
     network = dlib_model("dlib_face_recognition_resnet_model_v1.dat")

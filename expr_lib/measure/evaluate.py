@@ -1,4 +1,4 @@
-"""The table: a swapper beside four trivial answers and its own ceiling, on held-out people whose true swap is known."""
+"""The results table: a swapper and reference answers on held-out rendered people, for whom the true swap is known."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from expr_lib.files import replace_file
 from expr_lib.measure.dlib_judge import DlibJudge
 from expr_lib.measure.judges import IdentityJudge, Judges
 from expr_lib.measure.metrics import (
+    estimates,
     f1,
-    figures,
     gain,
     icc31,
     identity_kept,
+    json_number,
     masked_l1,
     mmd2,
     nearer,
-    number,
     partial_correlation,
     polynomial_kernel,
     psnr,
@@ -42,7 +42,7 @@ from expr_lib.measure.metrics import (
     total_transfer_score,
     transfer_score,
 )
-from expr_lib.measure.probes import Swaps, by_numbers, cross_talk, leaks
+from expr_lib.measure.probes import SwapMethod, by_numbers, cross_talk, leaks
 from expr_lib.model import Swapper
 from expr_lib.schema import ResultsFile, checked, read_json
 
@@ -71,9 +71,9 @@ MEASURES = {
     "sharpness": ("1", 2),
     "kid": ("↓ 0", 3),
 }
-"""Each measure of an answer: which way is better and what is perfect; decimals in the table."""
+"""Each measure: which direction is better, the perfect value, and the number of decimals in the table."""
 SECOND = {"identity_kept_dlib": ("↑ 1", 2)}
-"""``identity_kept`` as the second identity judge sees it; only where there is one."""
+"""``identity_kept`` by the second identity judge, if there is one."""
 
 UNDEFINED: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
 PER_AU = ("au_icc", "au_f1", "own_expression_left")
@@ -84,12 +84,12 @@ STRATA = {
     "expression_distance": "Euclidean distance of the AU vectors of a and b",
     "pose_gap": "angle between the heads of a and b, in degrees",
 }
-"""By what the pairs are ranked and cut into parts of one size."""
+"""Quantities by which the pairs are divided into parts of equal size."""
 
 
 @torch.no_grad()
 def evaluate(
-    swapper: Swaps, plan: FacePlan, renderer: Renderer, judges: Judges, *, n_pairs: int = 500, seed: int = 0,
+    swapper: SwapMethod, plan: FacePlan, renderer: Renderer, judges: Judges, *, n_pairs: int = 500, seed: int = 0,
     split: str = "test", batch_size: int = 32, n_strata: int = 3, n_probe: int = 6000, n_moves: int = 32,
     n_express: int = 100,
     n_resamples: int = 1000, device: str = "cpu", progress: bool = True, about: dict[str, Any] | None = None,
@@ -97,32 +97,31 @@ def evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """Swap ``n_pairs`` fixed pairs of held-out people in both directions and measure every row of the table.
 
-    Returns a JSON-ready dict; a figure is ``{"value", "low", "high"}`` with a 95 % interval, None where undefined:
+    Returns a dict for JSON; an estimate is ``{"value", "low", "high"}`` with a 95 % interval, None if undefined:
 
-    - ``rows``        {row of ``ROWS``: {measure of ``MEASURES``: figure}}, ``SECOND`` too with a ``second`` judge
-    - ``per_au``      {row: {AU: {measure of ``PER_AU``: figure}}}
+    - ``rows``        {row of ``ROWS``: {measure of ``MEASURES``: estimate}}, and ``SECOND`` with a ``second`` judge
+    - ``per_au``      {row: {AU: {measure of ``PER_AU``: estimate}}}
     - ``strata``      {name in ``STRATA``: [{"low", "high", "n_swaps", "rows", "per_au"} of each part, nearest first]},
       ``n_strata`` parts; 0 leaves them out
-    - ``leaks``       see :func:`probes.leaks`, with ``n_probe`` images to learn from; None if that is 0
+    - ``leaks``       see :func:`probes.leaks`, with ``n_probe`` images for fitting; None if that is 0
     - ``cross_talk``  see :func:`probes.cross_talk`, with ``n_moves`` moves of each AU; None if that is 0
     - ``by_numbers``  see :func:`probes.by_numbers`, with ``n_express`` faces; None if that is 0 or there is no table
-    - ``swaps``       one entry for each swap of ours: rows a and b of the plan, what ``STRATA`` says of them, gain,
+    - ``swaps``       one entry for each of our swaps: rows a and b of the plan, the quantities of ``STRATA``, gain,
       copy (``d(I^a, T)``, in [0, 2]), transfer_score, way (``d_self - d_truth``, in [0, 2]), cosine to a
     - ``n_pairs``, ``n_subjects``, ``seed``, ``split``, ``size``, ``generator``, and ``about`` (command, checkpoint ...)
 
-    Trivial answers are taken as swappers whose self-reconstruction is perfect, so copy-input scores a transfer of 0 and
-    the true render 1. ``rest_left`` asks what f_f shows if it is a picture (``swapper.rest``); copy-input leaves all,
-    and the row of the true render has the true face at rest. Identity is compared with I^a, the very image that was
-    swapped. KID compares every second pair with the true renders of the other pairs, and the other way round, so that
-    no image meets its own answer.
+    Trivial answers count as methods with perfect self-reconstruction, so copy-input has a transfer of 0 and the true
+    render of 1. ``rest_left`` is measured if f_f is a picture (``swapper.rest``); copy-input keeps all expression, and
+    the true render has the true face at rest. Identity is compared with the input I^a. KID compares every second pair
+    with the true renders of the other pairs, and the other way round, so that no image is compared with its own truth.
 
-    Raises ``InputError`` for a swapper in training mode, where ``split`` does not hold so many pairs, and where a part
-    would have fewer than two.
+    Raises ``InputError`` for a swapper in training mode, if ``split`` has too few pairs, and if a part would have fewer
+    than two.
     """
     if n_pairs < 2 * n_strata:
-        raise InputError(f"{n_pairs} pairs in {n_strata} strata: expected two pairs in each at least")
+        raise InputError(f"found {n_pairs} pairs for {n_strata} strata, expected at least two pairs in each")
     if isinstance(swapper, nn.Module) and swapper.training:
-        raise InputError("swapper: found in training mode, expected eval mode: call swapper.eval() first")
+        raise InputError("swapper: found training mode, expected eval mode; call swapper.eval() first")
     subject, au = plan.subject.numpy(), plan.au.double()
     pairs = pairs_of(plan, n_pairs, seed, split=split)  # (n, 2)
     found: list[dict[str, dict[str, Tensor]]] = []
@@ -132,7 +131,7 @@ def evaluate(
             rows = np.concatenate([a, b])  # (2B,): both directions at once
             found.append(_answers(swapper, plan, renderer, judges, second, rows, device))
             bar.update(len(rows))
-    # a batch holds a -> b, then b -> a: sort the whole into (n) a -> b, then (n) b -> a
+    # each batch has its a -> b, then its b -> a; now (n) all a -> b, then (n) all b -> a
     answered = {
         name: {key: torch.cat([torch.cat([x[name][key].chunk(2)[k] for x in found]) for k in (0, 1)]) for key in values}
         for name, values in found[0].items()
@@ -142,16 +141,16 @@ def evaluate(
     gaps = {
         "expression_distance": (au[a] - au[b]).norm(dim=1),
         "pose_gap": pose_gap(plan.views[a], plan.views[b]).double(),
-    }  # {name: (2n,)}; both directions of a pair have the same
+    }  # {name: (2n,)}, equal for both directions of a pair
 
     def table(rows: np.ndarray) -> dict[str, Any]:
-        """``rows`` and ``per_au`` of chosen swaps (2m,): m a -> b, then the same b -> a."""
+        """``rows`` and ``per_au`` of some swaps (2m,): m times a -> b, then the same pairs b -> a."""
         tables: dict[str, Any] = {"rows": {}, "per_au": {}}
         truth = answered["true render"]["features"][rows]  # (2m, D)
         for name, values in answered.items():
             chosen = {key: x[rows] for key, x in values.items()}
             statistic = _Measured(chosen, au[a[rows]], au[b[rows]], truth, judges.identity, second)
-            measured = figures(statistic, subject[a[rows]], n_resamples=n_resamples)
+            measured = estimates(statistic, subject[a[rows]], n_resamples=n_resamples)
             total, by_au = measured[: -len(PER_AU) * len(AU_NAMES)], measured[-len(PER_AU) * len(AU_NAMES) :]
             tables["rows"][name] = dict(zip(MEASURES | SECOND, total, strict=False))
             columns = {measure: by_au[k * len(AU_NAMES) :] for k, measure in enumerate(PER_AU)}
@@ -167,7 +166,11 @@ def evaluate(
         results: dict[str, Any] = table(np.arange(len(both)))
         for name, gap in gaps.items() if n_strata else ():
             for part in np.array_split(gap[:n_pairs].argsort(stable=True).numpy(), n_strata):
-                ends = {"low": number(gap[part].min()), "high": number(gap[part].max()), "n_swaps": 2 * len(part)}
+                ends = {
+                    "low": json_number(gap[part].min()),
+                    "high": json_number(gap[part].max()),
+                    "n_swaps": 2 * len(part),
+                }
                 strata[name].append(ends | table(np.concatenate([part, part + n_pairs])))
     settings: dict[str, Any] = {
         "batch_size": batch_size, "n_resamples": n_resamples, "device": device, "progress": progress,
@@ -196,28 +199,28 @@ def evaluate(
         "n_pairs": n_pairs, "n_subjects": len(np.unique(subject[a])),
         "seed": seed, "split": split, "size": plan.size, "generator": VERSION, "about": about or {},
         "swaps": [
-            {"a": int(a[i]), "b": int(b[i]), **{name: number(x[i]) for name, x in columns.items()}}
+            {"a": int(a[i]), "b": int(b[i]), **{name: json_number(x[i]) for name, x in columns.items()}}
             for i in range(len(both))
         ],
     }  # fmt: skip
 
 
 def pairs_of(plan: FacePlan, n_pairs: int, seed: int = 0, *, split: str = "test") -> np.ndarray:
-    """The fixed pairs (n, 2) of rows of a plan that are measured: :func:`datasets.held_out_pairs`, without pixels."""
+    """The fixed pairs (n, 2) of rows of a plan that are measured, by :func:`datasets.held_out_pairs`."""
     empty = np.empty((len(plan), 0, 0, 3), np.uint8)
     labels = FaceData(empty, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {})
     return held_out_pairs(labels, n_pairs, seed, split=split)
 
 
 def pose_gap(a: Views, b: Views) -> Tensor:
-    """Angle of the turn that carries one head's pose into the other's, in degrees, (B,): yaw, pitch and roll in one."""
+    """Angle of the rotation between the poses of two heads, in degrees, (B,)."""
     turn = rotation(a.yaw, a.pitch, a.roll).mT @ rotation(b.yaw, b.pitch, b.roll)  # (B, 3, 3)
     cosine = (turn.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
     return cosine.clamp(-1, 1).acos().rad2deg()
 
 
 def _answers(
-    swapper: Swaps,
+    swapper: SwapMethod,
     plan: FacePlan,
     renderer: Renderer,
     judges: Judges,
@@ -225,7 +228,7 @@ def _answers(
     rows: np.ndarray,
     device: str,
 ) -> dict[str, dict[str, Tensor]]:
-    """What every row of the table answers for B pairs, as numbers (2B, ...).
+    """Measurements of every row of the table for B pairs: {row: {name: (2B, ...)}}.
 
     ``rows`` (2B,): a, then b; image i is swapped with image i + B.
     """
@@ -288,13 +291,13 @@ def _answers(
 
 
 class _Measured:
-    """One row of the table on chosen swaps, in one vector: ``MEASURES``, ``SECOND`` if asked, ``PER_AU`` by AU."""
+    """One row of the table for some swaps, as one vector: ``MEASURES``, ``SECOND`` if used, ``PER_AU`` by AU."""
 
     def __init__(
         self, x: dict[str, Tensor], au_a: Tensor, au_b: Tensor, truth: Tensor, *judges: IdentityJudge | DlibJudge | None
     ) -> None:
         self.x, self.au_a, self.au_b, self.thresholds = x, au_a, au_b, [judge.threshold for judge in judges if judge]
-        pair = torch.arange(len(truth)) % (len(truth) // 2)  # (2n,): swaps i and i + n are of one pair
+        pair = torch.arange(len(truth)) % (len(truth) // 2)  # (2n,); swaps i and i + n belong to the same pair
         self.halves = [torch.nonzero(pair % 2 == k)[:, 0] for k in (0, 1)]
         self.kernels = []
         for one, other in (self.halves, self.halves[::-1]):
@@ -324,34 +327,34 @@ class _Measured:
         return torch.cat([torch.stack(total), *by_au])
 
 
-# -- files ---------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------------------------
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """Write ``results`` as JSON, whole or not at all; a figure or a list of numbers on one line."""
+    """Write ``results`` as JSON, whole or not at all, with each estimate and list of numbers on one line."""
     text = json.dumps(results, indent=1, allow_nan=False)
     text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: re.sub(r"\n *", " ", innermost[0]), text)
     replace_file(Path(path), (text + "\n").encode())
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """What :func:`write_results` wrote; ``InputError`` if it is something else."""
+    """Read a file of :func:`write_results`; ``InputError`` for any other file."""
     results = read_json(path)
     checked(ResultsFile, results, str(path))
     return results
 
 
-def cell(figure: dict[str, float | None], digits: int) -> str:
-    """A figure in a table: its value and its interval; a dash where it is undefined."""
-    value, low, high = (None if x is None else f"{round(x, digits) + 0.0:.{digits}f}" for x in figure.values())
+def cell(estimate: dict[str, float | None], digits: int) -> str:
+    """An estimate in a table: its value and interval, or a dash if undefined."""
+    value, low, high = (None if x is None else f"{round(x, digits) + 0.0:.{digits}f}" for x in estimate.values())
     return "–" if value is None else value if low is None or high is None else f"{value} ({low} – {high})"
 
 
 def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
-    """The rows of ``results`` as a Markdown table: values with 95 % intervals; probes and command stand below it.
+    """The rows of ``results`` as a Markdown table of values with 95 % intervals, followed by probes and command.
 
-    ``beside`` holds results of other checkpoints, of which the swaps are shown in rows of their own. ``InputError`` if
-    they were measured on other pairs.
+    ``beside`` are results of other checkpoints, each shown in one more row. Raises ``InputError`` if they were measured
+    on other pairs.
     """
     for other in beside:
         for key in ("n_pairs", "seed", "split", "size", "generator"):
@@ -387,7 +390,7 @@ def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = (
 
 
 def update_readme_table(readme: str | Path, results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
-    """Put the table of ``results`` between the ``MARKERS`` of a Markdown file; ``InputError`` where it has none."""
+    """Put the table of ``results`` between the ``MARKERS`` of a Markdown file; ``InputError`` if it has none."""
     readme = Path(readme)
     text, begin, end = find_table(readme)
     new = f"{text[: begin + len(MARKERS[0])]}\n{markdown_table(results, beside)}\n{text[end:]}"
@@ -395,7 +398,7 @@ def update_readme_table(readme: str | Path, results: dict[str, Any], beside: Seq
 
 
 def find_table(readme: Path) -> tuple[str, int, int]:
-    """The text of a Markdown file and where its ``MARKERS`` begin; ``InputError`` where it has none."""
+    """The text of a Markdown file and the positions of its ``MARKERS``; ``InputError`` if it has none."""
     try:
         text = readme.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""How far is an image from the faces that everything here was trained on?"""
+"""A measure of how much an image differs from the rendered faces on which all networks were trained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FALSE_ALARMS = 0.01
 
 @dataclass(frozen=True)
 class Familiar:
-    """What held-out renders look like to the identity judge, and how far they stray: the scale for other images."""
+    """Mean and spread of the identity judge's statistics over held-out renders, the scale for other images."""
 
     judge: IdentityJudge
     mean: Tensor  # (22 * width,) of their statistics
@@ -31,15 +31,15 @@ class Familiar:
 
     @torch.no_grad()
     def distance(self, image: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> (B,), above 1: further than 99 of 100 held-out renders.
+        """Images (B, 3, H, W) in [-1, 1] -> distance (B,); above 1 if it exceeds that of 99 in 100 held-out renders.
 
-        Root mean square of the statistics in standard deviations, over ``limit``. It sees texture, colour and
-        sharpness, little of the arrangement: below 1 is no promise that a swap will work. Our choice.
+        It is the root mean square of the statistics in standard deviations, over ``limit``. It depends on texture,
+        colour and sharpness but little on their arrangement, so a swap can fail below 1. Our choice.
         """
         return self.strayed(self.judge.statistics(image).cpu())
 
     def strayed(self, statistics: Tensor) -> Tensor:
-        """The same for images whose statistics are known: (B, 22 * width) -> (B,)."""
+        """The distance from the statistics of images: (B, 22 * width) -> (B,)."""
         return ((statistics - self.mean) / self.spread).square().mean(1).sqrt() / self.limit
 
 
@@ -51,14 +51,14 @@ def calibrate(judge: IdentityJudge, first: FaceData, second: FaceData, *, device
 
 
 def save_familiar(familiar: Familiar, folder: str | Path) -> None:
-    """Write ``familiar-64.safetensors`` beside the judges of a folder; it belongs to that very identity judge."""
+    """Write ``familiar-64.safetensors`` beside the judges of a folder; it is valid for that identity judge only."""
     path = Path(folder) / f"familiar-{SIZE}.safetensors"
     scale = {"mean": familiar.mean, "spread": familiar.spread, "limit": torch.tensor(familiar.limit)}
     tensors.write(path, scale, {"judge": sha256(judge_paths(Path(folder))[1])})
 
 
 def load_familiar(judge: IdentityJudge, folder: str | Path = WEIGHTS) -> Familiar:
-    """Read it back; ``FileNotFoundError``, or ``InputError`` where it is damaged or of another judge."""
+    """Read the scale of a judge; ``FileNotFoundError``, or ``InputError`` if it is damaged or of another judge."""
     path = Path(folder) / f"familiar-{SIZE}.safetensors"
 
     def check(shapes: tensors.Shapes, about: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ def load_familiar(judge: IdentityJudge, folder: str | Path = WEIGHTS) -> Familia
         row = torch.empty(22 * judge.config["width"], device="meta")
         tensors.fits({"mean": row, "spread": row, "limit": row.new_empty(())}, shapes, path)
 
-    scale, _ = tensors.read(path, check, "what `expr-lib judges` writes beside the judges")
+    scale, _ = tensors.read(path, check, "the scale of the judge, made by `expr-lib judges`")
     if not (scale["spread"].min() > 0 and scale["limit"] > 0):
-        raise InputError(f"{path}: spread and limit: found a number of 0 or less, expected positive ones")
+        raise InputError(f"{path}: spread and limit: found a number that is not positive, expected positive numbers")
     return Familiar(judge, scale["mean"], scale["spread"], float(scale["limit"]))

@@ -1,9 +1,8 @@
-"""Two frozen judges that measure a swap and never take part in training it: an AU estimator and an identity embedder.
+"""Two frozen judges that measure swaps and take no part in their training: an AU estimator and an identity embedder.
 
-They learn from a data set of their own (another seed, so nobody in it is met in training or test): see
-:mod:`~expr_lib.measure.train_judges`. What they reach on true renders of people they have not met is their ceiling: no
-swap can be expected to score above it. It stands in the metadata of the weights, measured with the very numbers that
-ship (half precision).
+They are trained on a separate data set with other people, see :mod:`~expr_lib.measure.train_judges`. Their scores on
+true renders of new people are their ceilings, since no swap can be expected to score higher. The ceilings are measured
+with the weights as stored (half precision) and are in the metadata of the weights.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 from expr_lib.schema import JudgeFile, checked
 
 SIZE = 64
-"""Pixels a side at which the judges look; other sizes are resized first."""
+"""Side of the judges' input in pixels; images of other sizes are resized."""
 FALSE_ACCEPTS = 0.01
-"""Share of pairs of different people that the identity judge takes for one person."""
+"""Share of pairs of different people that the identity judge accepts as the same person."""
 
 
-# -- the two networks ----------------------------------------------------------------------------------------------
+# -- the two networks ------------------------------------------------------------------------------------------------
 
 
 def _conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
@@ -50,9 +49,9 @@ class _Residual(nn.Module):
 
 
 def _trunk(width: int) -> nn.Sequential:
-    """A small residual network with batch norm: (B, 3, 64, 64) -> (B, 64 * width), places kept apart."""
+    """A small residual network with batch norm: (B, 3, 64, 64) -> (B, 64 * width), with places kept apart."""
     return nn.Sequential(
-        nn.PixelUnshuffle(2),  # (B, 3, 64, 64) -> (B, 12, 32, 32): nothing is lost before the first layer
+        nn.PixelUnshuffle(2),  # (B, 3, 64, 64) -> (B, 12, 32, 32), without loss
         _conv(12, width),
         _Residual(width),
         _conv(width, 2 * width, stride=2),  # (B, 2w, 16, 16)
@@ -85,10 +84,10 @@ class AUJudge(nn.Module):
         self.metadata: dict[str, Any] = {}
 
     def raw(self, image: Tensor) -> Tensor:
-        """Intensities before they are clamped, (B, n_aus): what training regresses, so that 0 has a gradient.
+        """Intensities before clamping, (B, n_aus), used in training so that there is a gradient at 0.
 
-        Each image is standardized first: skin tone and light are most of what differs between images and nothing of
-        what this judge is asked. Without that it takes far longer until it sees any expression.
+        Each image is standardized first, because skin tone and light differ most between images but do not matter
+        here. Without this, training takes far longer.
         """
         image = resize(image)
         mean, std = image.mean((2, 3), keepdim=True), image.std((1, 2, 3), keepdim=True)  # (B, 3, 1, 1), (B, 1, 1, 1)
@@ -99,9 +98,10 @@ class AUJudge(nn.Module):
 
 
 class IdentityJudge(nn.Module):
-    """Image (B, 3, H, W) in [-1, 1] -> embedding (B, 128) of unit length; above ``threshold``, two show one person.
+    """Image (B, 3, H, W) in [-1, 1] -> embedding (B, 128) of unit length.
 
-    ``threshold`` is the cosine that a share ``FALSE_ACCEPTS`` of the pairs of two different, unseen people exceeds.
+    Two images are accepted as one person if the cosine of their embeddings exceeds ``threshold``, which a share
+    ``FALSE_ACCEPTS`` of the pairs of different, unseen people does.
     """
 
     def __init__(self, width: int = 32, dim: int = 128) -> None:
@@ -113,11 +113,11 @@ class IdentityJudge(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """Cosine above which two images are accepted as one person; ``KeyError`` where it was never measured."""
+        """Cosine above which two images are accepted as one person; ``KeyError`` if it has not been measured."""
         return float(self.metadata["threshold"])
 
     def features(self, image: Tensor) -> Tensor:
-        """What the embedding is made of, (B, 64 * width): also what the image looks like, on which KID is computed."""
+        """The input of the embedding, (B, 64 * width), on which KID is computed, too."""
         return self.trunk(resize(image))
 
     def embed(self, features: Tensor) -> Tensor:
@@ -125,8 +125,10 @@ class IdentityJudge(nn.Module):
         return F.normalize(self.head(features).float(), dim=1)
 
     def statistics(self, image: Tensor) -> Tensor:
-        """Mean and spread over places of every channel after each of the four stages, (B, 22 * width): a fingerprint of
-        what an image looks like, coarse and fine, whoever it shows."""
+        """Mean and spread over places of every channel after each of the four stages, (B, 22 * width).
+
+        They describe the appearance of an image, coarse and fine, independently of the person.
+        """
         x, parts = resize(image), list[Tensor]()
         for k, layer in enumerate(list(self.trunk)[:8]):
             x = layer(x)
@@ -148,20 +150,20 @@ class Judges(NamedTuple):
     identity: IdentityJudge
 
 
-# -- what they answer ----------------------------------------------------------------------------------------------
+# -- applying them ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def judge_all(
     judge: Callable[[Tensor], Tensor], data: FaceData, *, device: str = "cpu", batch_size: int = 256
 ) -> Tensor:
-    """The judge's answer to every image of ``data``, in order, on the CPU: (N, n_aus) or (N, 128)."""
+    """Outputs of a judge for all images of ``data``, in order, on the CPU: (N, n_aus) or (N, 128)."""
     parts = np.array_split(np.arange(len(data)), max(1, -(-len(data) // batch_size)))
     return torch.cat([judge(to_float(data.pixels(rows, device))).cpu() for rows in parts])
 
 
 def pair_cosines(embedding: Tensor, subject: np.ndarray, *, limit: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all pairs -> (of one person, of two people), both 1-D; only the first ``limit`` of a seeded shuffle.
+    """Cosines of all pairs -> (of one person, of two people), both 1-D, among ``limit`` images chosen at random.
 
     ``embedding``: (N, D) of unit length; ``subject``: (N,).
     """
@@ -189,7 +191,7 @@ def acceptance(judge: Callable[[Tensor], Tensor], first: FaceData, second: FaceD
     }
 
 
-# -- files ---------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------------------------
 
 
 def save_judge(path: Path, judge: AUJudge | IdentityJudge) -> None:
@@ -211,7 +213,7 @@ def load_judge(path: Path, kind: type[Judge], device: str = "cpu") -> Judge:
         except TypeError:
             names = ", ".join(made.config)
             raise InputError(
-                f"{path}: metadata: config: found {names}, expected what {made.kind} is built with"
+                f"{path}: metadata: config: found {names}, expected the arguments of {made.kind}"
             ) from None
 
     def check(shapes: tensors.Shapes, about: dict[str, Any]) -> None:

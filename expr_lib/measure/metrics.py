@@ -1,6 +1,6 @@
-"""The measures, one function each. Statistics are float64; a NaN label is left out of its column; undefined is NaN.
+"""The measures, one function each. Statistics are float64 and NaN if undefined; NaN labels are ignored.
 
-``x``, ``y``, ``z`` are (N, K): N images, K action units; results have one entry per column, (K,).
+``x``, ``y``, ``z`` are (N, K): N images and K action units; results have one entry per column, (K,).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from expr_lib.facs import PRESENT_AT
 
 ROUNDING_DB = 10 * math.log10(12 * 255**2)
-"""PSNR of rounding to 8 bits, 58.9 dB: a uniform error of one step has a mean square of 1/12."""
+"""PSNR of rounding to 8 bits, 58.9 dB, since a uniform error of one step has a mean square of 1/12."""
 
 
 def _known(*columns: Tensor) -> tuple[Tensor, ...]:
-    """The same (N, K) tensors in float64, a row of a column NaN in all of them where it is NaN in one."""
+    """The same (N, K) tensors in float64, with an entry NaN in all of them if it is NaN in one."""
     shapes = {tuple(c.shape) for c in columns}
     if len(shapes) != 1 or columns[0].ndim != 2:
         raise ValueError(f"found shapes {', '.join(map(str, shapes))}, expected one shape (N, K) for all")
@@ -34,21 +34,21 @@ def _covariance(x: Tensor, y: Tensor) -> Tensor:
     return ((x - x.nanmean(0)) * (y - y.nanmean(0))).nanmean(0)
 
 
-# -- does the face show the expression? ----------------------------------------------------------------------------
+# -- expression ------------------------------------------------------------------------------------------------------
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation ``cov(x, y) / sqrt(var(x) var(y))`` of each column, (K,); NaN where a column is constant."""
+    """Correlation ``cov(x, y) / sqrt(var(x) var(y))`` of each column, (K,); NaN if a column is constant."""
     x, y = _known(x, y)
     return _covariance(x, y) / (_covariance(x, x) * _covariance(y, y)).sqrt()
 
 
 def icc31(x: Tensor, y: Tensor) -> Tensor:
-    """Agreement of two raters up to a constant, in [-1, 1], of each column, (K,); NaN where both are constant.
+    """Agreement of two raters up to a constant, in [-1, 1], of each column, (K,); NaN if both are constant.
 
     ``ICC(3,1) = (BMS - EMS) / (BMS + EMS)``, BMS and EMS the mean squares between targets and of the error in a two-way
     layout (mixed, consistency, single rater). For two raters ``BMS - EMS = 2 cov(x, y)`` and ``BMS + EMS = var(x) +
-    var(y)``. Unlike a correlation, it falls when one rater's scale is narrower than the other's.
+    var(y)``. Unlike a correlation, it decreases if the scale of one rater is narrower than the other.
     Source: Shrout & Fleiss, *Intraclass correlations*, Psychological Bulletin 86, 1979, case 3.
     """
     x, y = _known(x, y)
@@ -58,7 +58,7 @@ def icc31(x: Tensor, y: Tensor) -> Tensor:
 def f1(x: Tensor, y: Tensor) -> Tensor:
     """``F1 = 2 TP / (2 TP + FP + FN)`` of occurrence (intensity >= ``PRESENT_AT``) of each column, (K,), in [0, 1].
 
-    ``x`` is judged, ``y`` is true. NaN where the AU is neither there nor judged to be there.
+    ``x`` is predicted, ``y`` is true. NaN if the AU is present in neither.
     """
     x, y = _known(x, y)
     judged, true = x >= PRESENT_AT, y >= PRESENT_AT  # NaN is neither
@@ -66,10 +66,11 @@ def f1(x: Tensor, y: Tensor) -> Tensor:
 
 
 def partial_correlation(x: Tensor, y: Tensor, given: Tensor) -> Tensor:
-    """Correlation of what a straight line in ``given`` does not explain of ``x`` and of ``y``, of each column, (K,).
+    """Correlation of the residuals of ``x`` and ``y`` after linear regression on ``given``, of each column, (K,).
 
-    ``r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2))``. With x = judge(swap), y = AUs of a, z = AUs of b:
-    what is left of a's own expression. Source: Fisher, *The distribution of the partial correlation coefficient*, 1924.
+    ``r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2))``. With x = judge(swap), y = AUs of a, z = AUs of b,
+    it is the remainder of the own expression of a. Source: Fisher, *The distribution of the partial correlation
+    coefficient*, 1924.
     """
     x, y, z = _known(x, y, given)
     xy, xz, yz = pearson(x, y), pearson(x, z), pearson(y, z)
@@ -77,11 +78,11 @@ def partial_correlation(x: Tensor, y: Tensor, given: Tensor) -> Tensor:
     return torch.where(rest > 1e-12, (xy - xz * yz) / rest.clamp(min=1e-12).sqrt(), torch.nan).clamp(-1, 1)
 
 
-# -- is it the true answer? ----------------------------------------------------------------------------------------
+# -- distance to the true answer -------------------------------------------------------------------------------------
 
 
 def masked_l1(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference over the face, (B,), in [0, 2]; NaN where the mask is empty.
+    """Mean absolute difference over the face, (B,), in [0, 2]; NaN if the mask is empty.
 
     ``image``, ``truth``: (B, 3, S, S) in [-1, 1]; ``mask``: (B, S, S) bool.
     """
@@ -90,11 +91,11 @@ def masked_l1(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 
 def gain(d_swap: Tensor, d_copy: Tensor) -> Tensor:
-    """Share of the error of doing nothing that the swap removes, over a whole list, a scalar.
+    """Share of the error of the unchanged input that the swap removes, over a whole list, a scalar.
 
-    ``1 - sum d(İ^a, T) / sum d(I^a, T)``, d = :func:`masked_l1`, T the true render. 1 is perfect, 0 is copying the
-    input, below 0 is worse than not touching the picture. Arguments (N,): ``d_swap = d(İ^a, T)``,
-    ``d_copy = d(I^a, T)``; a swap that is NaN in one of them is left out. NaN if no expression differs. Our choice.
+    ``1 - sum d(İ^a, T) / sum d(I^a, T)``, d = :func:`masked_l1`, T the true render. 1 is perfect, 0 is a copy of the
+    input, and below 0 the swap is worse than the input. Arguments (N,): ``d_swap = d(İ^a, T)``,
+    ``d_copy = d(I^a, T)``; swaps that are NaN in one of them are ignored. NaN if no expressions differ. Our choice.
     """
     known = ~(d_swap.isnan() | d_copy.isnan())
     error, nothing = d_swap[known].sum(), d_copy[known].sum()
@@ -102,28 +103,28 @@ def gain(d_swap: Tensor, d_copy: Tensor) -> Tensor:
 
 
 def nearer(d_swap: Tensor, d_copy: Tensor) -> Tensor:
-    """Share of the swaps that are nearer to the true answer than the input is, a scalar; as in :func:`gain`."""
+    """Share of the swaps that are nearer to the true answer than the input is, a scalar; arguments of :func:`gain`."""
     return (d_swap < d_copy).double().mean()
 
 
 def rest_left(read_rest: Tensor, read_input: Tensor) -> Tensor:
-    """How much expression is left in the face at rest, a scalar: 0 is none, 1 is all, as in a copy of the input.
+    """Share of the expression left in the face at rest, a scalar: 0 is none, 1 is all, as in a copy of the input.
 
     ``sum judge(T) / sum judge(I)`` over N images and K action units, both (N, K) intensities in [0, 5] read by the same
-    judge. A judge reads a little in every face, so the true face at rest does not score 0 either: show it beside.
-    NaN if nothing is read in the inputs. Our choice.
+    judge. A judge reads some expression in every face, so the true face at rest does not score 0 either and should be
+    shown for comparison. NaN if nothing is read in the inputs. Our choice.
     """
     total = read_input.sum()
     return torch.where(total > 0, read_rest.sum() / total, torch.nan)
 
 
 def transfer_score(d_swap: Tensor, d_self: Tensor, d_truth: Tensor) -> Tensor:
-    """Share of the way from a's own expression to the true answer: 1 is perfect, 0 is no transfer; for each pair, (N,).
+    """Share of the change from the expression of a to the true answer, per pair, (N,): 1 is perfect, 0 is no transfer.
 
     ``(d(self(I^a), T) - d(İ^a, T)) / (d(self(I^a), T) - d(self(T), T))``, d = :func:`masked_l1`, T the true render,
-    self the self-reconstruction: what reconstruction itself loses counts neither for nor against the transfer.
-    Arguments (N,): ``d_swap = d(İ^a, T)``, ``d_self = d(self(I^a), T)``, ``d_truth = d(self(T), T)``. NaN where the two
-    expressions look so alike that ``d_self <= d_truth``: there is no way to go.
+    self the self-reconstruction, so that errors of reconstruction do not count.
+    Arguments (N,): ``d_swap = d(İ^a, T)``, ``d_self = d(self(I^a), T)``, ``d_truth = d(self(T), T)``. NaN if the two
+    expressions look so similar that ``d_self <= d_truth``.
     """
     return torch.where(d_self > d_truth, (d_self - d_swap) / (d_self - d_truth), torch.nan)
 
@@ -131,7 +132,7 @@ def transfer_score(d_swap: Tensor, d_self: Tensor, d_truth: Tensor) -> Tensor:
 def total_transfer_score(d_swap: Tensor, d_self: Tensor, d_truth: Tensor) -> Tensor:
     """:func:`transfer_score` of a whole list: the same quotient of the means, a scalar.
 
-    Not the mean of the quotients: a pair of near-equal expressions divides by almost nothing and drowns the others.
+    The mean of the quotients would be dominated by pairs of similar expressions, whose denominators are almost 0.
     """
     return transfer_score(d_swap.nanmean(), d_self.nanmean(), d_truth.nanmean())
 
@@ -147,7 +148,7 @@ def ssim(image: Tensor, truth: Tensor) -> Tensor:
 def psnr(image: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio ``10 log10(2^2 / mean square)`` of each image in dB, (B,); as in :func:`ssim`.
 
-    At most ``ROUNDING_DB``, the noise of 8-bit pixels themselves: equal images would make every mean infinite.
+    At most ``ROUNDING_DB``, the noise of 8-bit pixels, because one pair of equal images would make a mean infinite.
     """
     values = peak_signal_noise_ratio(image, truth, data_range=2.0, reduction="none", dim=(1, 2, 3))
     return values.clamp(max=ROUNDING_DB)
@@ -176,12 +177,12 @@ def sharpness(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 
 def identity_kept(cosine: Tensor, threshold: float) -> Tensor:
-    """Share of the swaps that the identity judge takes for a, a scalar; ``cosine`` (N,) of the embeddings of both."""
+    """Share of the swaps that the identity judge accepts as a, a scalar; ``cosine`` (N,) of the two embeddings."""
     return (cosine > threshold).double().mean()
 
 
 def kid(x: Tensor, y: Tensor) -> Tensor:
-    """Kernel distance of two sets of features (N, D) and (M, D), a scalar: about 0 for one distribution, else above.
+    """Kernel distance of two sets of features (N, D) and (M, D), a scalar; about 0 for equal distributions.
 
     Unbiased ``MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean k(x_i, y_j)`` with
     ``k(u, v) = (u.v / D + 1)^3``; it may be slightly negative. The two sets must be drawn independently.
@@ -198,8 +199,8 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 def mmd2(xx: Tensor, yy: Tensor, xy: Tensor, weight_x: Tensor | None = None, weight_y: Tensor | None = None) -> Tensor:
     """The unbiased MMD^2 of :func:`kid` from its three kernel matrices, a scalar.
 
-    ``weight_x`` (N,), ``weight_y`` (M,): how often each sample counts in a bootstrap; a sample never meets itself, also
-    not its own copy, which would feign a distance.
+    ``weight_x`` (N,), ``weight_y`` (M,): how often each sample counts in a bootstrap. Pairs of a sample and its copy
+    are excluded, as they would bias the result.
     """
     w = xx.new_ones(len(xx)) if weight_x is None else weight_x.to(xx)
     v = yy.new_ones(len(yy)) if weight_y is None else weight_y.to(yy)
@@ -210,14 +211,14 @@ def mmd2(xx: Tensor, yy: Tensor, xy: Tensor, weight_x: Tensor | None = None, wei
     return within(xx, w) + within(yy, v) - 2 * (w @ xy @ v) / (w.sum() * v.sum())
 
 
-# -- are the two features apart? -----------------------------------------------------------------------------------
+# -- disentanglement -------------------------------------------------------------------------------------------------
 
 
 def balanced_accuracy(read: Tensor, au: Tensor) -> Tensor:
-    """``(TPR + TNR) / 2`` of what a probe read, for each AU, (n_aus,): 0.5 is guessing, 1 is reading all.
+    """``(TPR + TNR) / 2`` of the predictions of a probe, for each AU, (n_aus,): 0.5 is chance, 1 is perfect.
 
     ``read``: (N, n_aus) of 1 (present), 0 or NaN, as by ``probes.probe_au``; ``au``: (N, n_aus) intensities. NaN for an
-    AU that all images show, or none.
+    AU that is present in all images or in none.
     """
     read, au = _known(read, au)
     true = torch.where(au.isnan(), torch.nan, (au >= PRESENT_AT).double())
@@ -231,11 +232,11 @@ def leak_au(read: Tensor, au: Tensor) -> Tensor:
 
 
 def leak_id(read: np.ndarray, subject: np.ndarray) -> Tensor:
-    """What each image adds to a probe's accuracy over chance, (N,): the mean of it is ``leak_id``.
+    """Contribution of each image to the accuracy of a probe relative to chance, (N,); their mean is ``leak_id``.
 
     ``mean_i [read_i = subject_i] * M / m_i``, M images of which m_i show the subject of i, is the mean recall times the
-    number of subjects: 1 is no leak, however many images each has; the number of subjects is all. NaN where -1 was
-    read: not asked. See ``probes.probe_subject``.
+    number of subjects: 1 is no leak, for any number of images per subject; the number of subjects is the maximum. NaN
+    for images without a prediction (-1). See ``probes.probe_subject``.
     """
     rows = read != -1
     _, index, count = np.unique(subject[rows], return_inverse=True, return_counts=True)
@@ -244,18 +245,18 @@ def leak_id(read: np.ndarray, subject: np.ndarray) -> Tensor:
     return torch.from_numpy(share)
 
 
-# -- how sure are we? ----------------------------------------------------------------------------------------------
+# -- intervals -------------------------------------------------------------------------------------------------------
 
 
 def bootstrap(
     statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000, seed: int = 0,
     level: float = 0.95,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Percentile interval (low, high) of ``statistic(rows)``, shaped as the statistic, which gets rows (M,) int64 of N.
+    """Percentile interval (low, high) of ``statistic(rows)``, with the shape of the statistic; rows (M,) int64 of N.
 
-    ``cluster`` (N,): whole clusters are drawn with replacement, all rows of one at a time. We cluster by the subject
-    whose face is drawn: swaps of one person share that person's texture, and with it how well generator and judges do;
-    taking them for independent would promise too much. NaN where every resample is.
+    ``cluster`` (N,): clusters are drawn with replacement, with all their rows. We cluster by the subject whose face is
+    shown, because swaps of one person depend on each other; treated as independent, they would give intervals that are
+    too narrow. NaN if every resample is NaN.
     Source: Field & Welsh, *Bootstrapping clustered data*, JRSS B 69, 2007.
     """
     order = np.argsort(cluster, kind="stable")
@@ -268,21 +269,21 @@ def bootstrap(
     return low, high
 
 
-def figures(
+def estimates(
     statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000
 ) -> list[dict[str, float | None]]:
     """Each entry of ``statistic(all rows)`` with its :func:`bootstrap` interval: ``{"value", "low", "high"}``.
 
-    Rounded and ready for JSON, which has no NaN and no infinity: None where undefined.
+    Rounded, with None for undefined values, since JSON has no NaN and no infinity.
     """
     value = torch.as_tensor(statistic(torch.arange(len(cluster))), dtype=torch.float64)
     columns = (value, *bootstrap(statistic, cluster, n_resamples=n_resamples))
     return [
-        dict(zip(("value", "low", "high"), map(number, row), strict=True))
+        dict(zip(("value", "low", "high"), map(json_number, row), strict=True))
         for row in zip(*(column.flatten().tolist() for column in columns), strict=True)
     ]
 
 
-def number(x: float) -> float | None:
-    """For JSON: six decimals, None where not finite."""
+def json_number(x: float) -> float | None:
+    """Round to six decimals for JSON; None if not finite."""
     return round(float(x), 6) if math.isfinite(x) else None

@@ -1,4 +1,4 @@
-"""One style for every figure of the course: legible from the last row, and for those who see fewer colours."""
+"""The style of all figures of the course, legible from a distance and for people with colour vision deficiencies."""
 
 from __future__ import annotations
 
@@ -44,18 +44,17 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """``with style(): ...`` draws in the course's style and leaves matplotlib as it was."""
+    """``with style(): ...`` draws in the style of the course and then restores the settings of matplotlib."""
     with plt.rc_context(STYLE):
         yield
-        interactive = plt.isinteractive()  # a notebook's backend switches this on as it draws its first figure:
-    matplotlib.interactive(interactive)  # if that were undone, the notebook would show no second one
+        interactive = plt.isinteractive()  # switched on by the backend of a notebook with the first figure
+    matplotlib.interactive(interactive)  # otherwise the notebook would not show a second figure
 
 
 def save(figure: Figure, path: str | Path, *, colors: int | None = None) -> Path:
-    """Write a figure (PNG, SVG or PDF by its ending) under a temporary name, then rename it; folders are made.
+    """Write a figure (PNG, SVG or PDF by its ending), whole or not at all; folders are created.
 
-    ``colors``, 256 at most, makes a PNG half as large: each pixel takes one of so many, chosen for this picture, and
-    errors are spread over its neighbours.
+    ``colors``, at most 256, halves the size of a PNG by a palette of this number of colours, with dithering.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +82,8 @@ def grid(
 ) -> Figure:
     """Images in rows and columns, labelled on the left and above.
 
-    ``images`` is (R, C, S, S, 3) uint8 or float in [0, 1]; ``note`` is a quiet line under the picture; ``cell`` is the
-    edge of one image in inches. Raises ``ValueError`` where the labels do not match the rows or columns.
+    ``images`` is (R, C, S, S, 3) uint8 or float in [0, 1]; ``note`` is a gray line under the picture; ``cell`` is the
+    edge of one image in inches. Raises ``ValueError`` if the labels do not match the rows or columns.
     """
     images = np.asarray(images)
     if images.ndim != 5 or images.shape[-1] != 3:
@@ -95,7 +94,7 @@ def grid(
             raise ValueError(f"{name}: found {len(labels)}, expected {n}")
     with style():
         figure = plt.figure(figsize=(columns * cell, rows * cell))
-        axes, gap = figure.add_axes((0, 0, 1, 1)), 0.04  # the labels stand outside; saving cuts around them
+        axes, gap = figure.add_axes((0, 0, 1, 1)), 0.04  # labels are outside the axes; saving includes them
         for r in range(rows):
             for c in range(columns):
                 axes.imshow(images[r, c], extent=(c + gap / 2, c + 1 - gap / 2, r + 1 - gap / 2, r + gap / 2))
@@ -118,7 +117,7 @@ def sheet(
     images: ArrayLike, labels: Sequence[str], *, columns: int, colors: Sequence[str] = (), title: str = "",
     cell: float = 2.2,
 ) -> Figure:  # fmt: skip
-    """A contact sheet: images (n, S, S, 3), each with its own label above it, ``columns`` to a row."""
+    """A contact sheet: images (n, S, S, 3), each with a label above it, in ``columns`` columns."""
     images = np.asarray(images)
     if len(labels) != len(images):
         raise ValueError(f"labels: found {len(labels)}, expected {len(images)}")
@@ -146,7 +145,7 @@ def compare(
     intervals: Mapping[str, tuple[float, float]] | None = None,
     axes: Axes | None = None,
 ) -> Axes:
-    """Horizontal bars, the first in colour and the rest (what it is compared with) in gray, each with its number.
+    """Horizontal bars with their numbers, the first in colour and those for comparison in gray.
 
     ``intervals`` adds a whisker from low to high; ``label`` names the axis.
     """
@@ -168,7 +167,7 @@ def compare(
 def swaps(
     a: ArrayLike, b: ArrayLike, swapped: ArrayLike, truth: ArrayLike, au_b: ArrayLike, rest: ArrayLike | None = None
 ) -> Figure:
-    """The picture of this project: a, b, a with the expression of b, and what that truly looks like.
+    """A figure of swaps: a, b, a with the expression of b, and the true answer.
 
     Images are (n, S, S, 3) uint8; ``rest``, the faces at rest of a, is one more row. ``au_b`` (n, n_aus) in [0, 5], in
     the order of ``AU_NAMES``, labels the columns.
@@ -204,7 +203,7 @@ RUN_PANELS = {  # title: {column of log.csv: what it is}
 def plot_run(folder: str | Path, *, smooth: int = 15) -> Figure:
     """The losses of a training run, from the ``log.csv`` in its folder: thin as logged, thick averaged over rows.
 
-    ``smooth`` is the number of logged rows in the running mean. Raises ``FileNotFoundError`` where there is no log.
+    ``smooth`` is the number of logged rows in the running mean. Raises ``FileNotFoundError`` if there is no log.
     """
     log = pd.read_csv(Path(folder) / "log.csv")
     with style():
@@ -218,7 +217,7 @@ def plot_run(folder: str | Path, *, smooth: int = 15) -> Figure:
             if shown:
                 axis.legend(ncols=2, columnspacing=1.2)
                 level = pd.concat([log[name] for name, _ in shown]).quantile(0.99)
-                axis.set_ylim(0, 1.45 * level)  # a spike must not flatten the rest; room for the legend
+                axis.set_ylim(0, 1.45 * level)  # ignores spikes and leaves room for the legend
             axis.set_title(title, loc="left")
         for axis in axes[-1]:
             axis.set_xlabel("step")

@@ -1,4 +1,4 @@
-"""Questions that no single swap answers: what is left in the features, and does one action unit move alone?"""
+"""Two measures of disentanglement: what can be read from the features, and whether one action unit moves alone."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from expr_lib.faces.plan import FacePlan, FacesConfig, plan_faces
 from expr_lib.faces.render import Renderer
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
 from expr_lib.measure.judges import AUJudge
-from expr_lib.measure.metrics import balanced_accuracy, figures, leak_id, number
+from expr_lib.measure.metrics import balanced_accuracy, estimates, json_number, leak_id
 from expr_lib.model import Swapper, mix
 from expr_lib.moving import as_map
 
 PROBE_SEED = 1909
-"""Of the people on whom the probe of f_f is fitted; nothing else may have it."""
+"""Seed of the people on whom the probe of f_f is fitted; no other data set may use it."""
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""How far one AU is moved from a to b."""
+"""Weights with which one AU is moved from a to b."""
 DIFFERS = 2.0
-"""An AU is moved between two faces whose intensities of it are at least so far apart."""
+"""Smallest difference of intensity between two faces for an AU to be moved."""
 
 
-class Swaps(Protocol):
-    """What is measured: anything that takes a face apart and puts it together again."""
+class SwapMethod(Protocol):
+    """A method that can be measured: it encodes a face into two features and generates a face from them."""
 
     def encode(self, image: Tensor, /) -> tuple[Tensor, Tensor]:
-        """image (B, 3, S, S) in [-1, 1] -> f_f (B, ...) free of expression, f_r (B, ...) the expression."""
+        """image (B, 3, S, S) in [-1, 1] -> f_f (B, ...) without expression, f_r (B, ...) with it."""
 
     def generate(self, f_f: Tensor, f_r: Tensor, /) -> Tensor:
-        """-> image (B, 3, S, S) in [-1, 1]."""
+        """f_f (B, ...), f_r (B, ...) -> image (B, 3, S, S) in [-1, 1]."""
 
 
 def render(plan: FacePlan, renderer: Renderer, rows: np.ndarray | Tensor, device: str) -> Tensor:
@@ -49,14 +49,14 @@ def render(plan: FacePlan, renderer: Renderer, rows: np.ndarray | Tensor, device
     return to_float(pixels.to(device)).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
 
 
-# -- what is left in the features? ---------------------------------------------------------------------------------
+# -- reading the features --------------------------------------------------------------------------------------------
 
 
 def _reader(channels: int, n_aus: int, width: int = 64) -> nn.Sequential:
     """A network of the shape of D_f, one logit for each AU: map (B, channels, H, W) -> (B, n_aus)."""
     return nn.Sequential(
         conv_bn(channels, width), conv_bn(width, width, stride=2), Residual(width),  # (B, w, H/2, W/2)
-        conv_bn(width, 2 * width, stride=2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),  # (B, 32w): places are kept
+        conv_bn(width, 2 * width, stride=2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),  # (B, 32w), with places kept apart
         nn.Linear(32 * width, 256), nn.ReLU(), nn.Linear(256, n_aus),
     )  # fmt: skip
 
@@ -65,15 +65,15 @@ def probe_au(
     f_f: Tensor, au: Tensor, other_f_f: Tensor, *, epochs: int = 8, batch_size: int = 16, lr: float = 1e-3,
     seed: int = 0, device: str = "cpu", progress: bool = False,
 ) -> Tensor:  # fmt: skip
-    """What a fresh reader, fitted to the maps f_f (N, C, H, W) and labels ``au`` (N, n_aus), reads from other maps.
+    """AUs read from ``other_f_f`` by a new network fitted to the maps f_f (N, C, H, W) and labels ``au`` (N, n_aus).
 
-    Give it maps ``other_f_f`` (M, C, H, W) of people it has not met. Returns (M, n_aus): 1 present, 0 absent; NaN for
-    an AU that all of ``au`` show, or none; a NaN label is left out.
+    ``other_f_f`` (M, C, H, W) should be of other people. Returns (M, n_aus): 1 present, 0 absent, NaN for an AU that is
+    present in all or none of ``au``; NaN labels are ignored.
 
-    A small convolutional network of the shape of D_f, the adversary in training: what it finds, the adversary could
-    have found. Adam on a one-cycle schedule; both classes of an AU weigh the same, so that its border is that of the
-    balanced accuracy. Maps of more than 16 places a side are folded into channels. It is blind for the first thousand
-    steps or so and then sees: hence the small batches, and no fewer than some thousand images. All of it our choice.
+    The network has the shape of D_f, so D_f could have found in training what it finds. It is trained by Adam with a
+    one-cycle schedule, with equal weight for both classes of an AU, as in the balanced accuracy. Maps above 16 x 16
+    are folded into channels. In the first thousand steps or so it learns nothing, so it needs small batches and at
+    least several thousand images. Our choice.
     """
     fold = max(1, max(f_f.shape[2:]) // 16)
     fitted, other = (F.pixel_unshuffle(x.float(), fold) for x in (f_f, other_f_f))  # (N, fold^2 C, H/fold, W/fold)
@@ -108,11 +108,11 @@ def probe_au(
 
 
 def probe_subject(f_r: Tensor, subject: np.ndarray, *, folds: int = 5) -> np.ndarray:
-    """The subject of each image as a fresh probe reads it from f_r (N, ...), cross-validated over images, (N,).
+    """The subject of each image predicted from f_r (N, ...), cross-validated over images, (N,).
 
-    A support vector machine with a Gaussian kernel ``exp(-|u - v|^2 / D)`` on standardized features, so it also finds
-    what no straight line does. -1 where a subject has fewer than ``folds`` images. A probe reads more the more images
-    it gets: compare leaks at the same N.
+    The probe is a support vector machine with a Gaussian kernel ``exp(-|u - v|^2 / D)`` on standardized features. The
+    result is -1 for subjects with fewer than ``folds`` images. More images improve a probe, so compare leaks at the
+    same N only.
     """
     _, index, count = np.unique(subject, return_inverse=True, return_counts=True)
     rows = np.flatnonzero(count[index] >= folds)
@@ -127,14 +127,14 @@ def probe_subject(f_r: Tensor, subject: np.ndarray, *, folds: int = 5) -> np.nda
 
 @torch.no_grad()
 def leaks(
-    swapper: Swaps, plan: FacePlan, renderer: Renderer, rows: np.ndarray, n_probe: int, *, batch_size: int = 32,
+    swapper: SwapMethod, plan: FacePlan, renderer: Renderer, rows: np.ndarray, n_probe: int, *, batch_size: int = 32,
     n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """What fresh probes read from f_f and f_r of the given rows of the plan: figures with intervals.
+    """What probes read from f_f and f_r of the given rows of the plan, as estimates with intervals.
 
-    - ``leak_au``  from f_f, fitted to ``n_probe`` images of further people whom nobody has met, ten of each
+    - ``leak_au``  from f_f, fitted to ``n_probe`` images of other new people, ten of each
     - ``leak_id``  from f_r, cross-validated over the rows
-    - ``per_au``   {AU: figure of ``leak_au``};  ``n_images`` asked about, ``n_fitted``
+    - ``per_au``   {AU: estimate of ``leak_au``};  ``n_images``, ``n_fitted``: number of images read and fitted
     """
     more = plan_faces(FacesConfig(max(2, n_probe // 10), 10, size=plan.size, seed=PROBE_SEED, val=0.0, test=0.0))
 
@@ -158,36 +158,37 @@ def leaks(
         by_au = balanced_accuracy(read[i], shown[i])  # (n_aus,)
         return torch.cat([torch.stack([by_au.nanmean(), share[i].nanmean()]), by_au])
 
-    leak, subject, *by_au = figures(statistic, who, n_resamples=n_resamples)
+    leak, subject, *by_au = estimates(statistic, who, n_resamples=n_resamples)
     about = {"n_images": len(rows), "n_fitted": len(more), "per_au": dict(zip(AU_NAMES, by_au, strict=True))}
     return {"leak_au": leak, "leak_id": subject, **about}
 
 
-# -- does one action unit move alone? ------------------------------------------------------------------------------
+# -- moving one action unit alone ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def cross_talk(
-    swapper: Swaps, plan: FacePlan, renderer: Renderer, judge: AUJudge, pairs: np.ndarray, *, n_each: int = 32,
+    swapper: SwapMethod, plan: FacePlan, renderer: Renderer, judge: AUJudge, pairs: np.ndarray, *, n_each: int = 32,
     batch_size: int = 32, n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Move one AU k from a to b, ``G(f_f^a, mix(f_r^a, f_r^b, w e_k))``, w in ``WEIGHTS``: what does the judge read?
+    """Move one AU k from a to b, ``G(f_f^a, mix(f_r^a, f_r^b, w e_k))``, w in ``WEIGHTS``, and judge the results.
 
-    For each k, the first ``n_each`` of the pairs (N, 2) of rows whose intensities of k differ by ``DIFFERS`` or more.
-    Beside it the same for true renders, in which k alone moves: what the judge itself mixes up. f_r is (B, n_aus, d).
+    For each k, these are the first ``n_each`` of the pairs (N, 2) of rows whose intensities of k differ by ``DIFFERS``
+    or more. The same is measured for true renders in which only k moves, to show the errors of the judge. f_r is
+    (B, n_aus, d).
 
-    Returns ``{"weights", "n_moves": {AU: int}, "network": {...}, "true render": {...}}``; a figure has an interval:
+    Returns ``{"weights", "n_moves": {AU: int}, "network": {...}, "true render": {...}}``, with estimates of:
 
     - ``matrix``      (n_aus, n_aus): change of j (column) over the change of k (row), w from 0 to 1, median over moves
-    - ``moved``       {AU: change of k over what was asked, median}: 1 is all, 0 nothing
-    - ``curve``       [figure of the same at each weight], over the moves of all AUs
-    - ``others``      mean of the absolute changes of all j != k over the change of k, median over moves: 0 is perfect
+    - ``moved``       {AU: change of k over the requested change, median}: 1 is all, 0 is nothing
+    - ``curve``       [estimate of the same at each weight], over the moves of all AUs
+    - ``others``      mean of the absolute changes of all j != k over the change of k, median over moves; 0 is perfect
     - ``largest``     the same with the largest in place of the mean
-    - ``monotone``    share of the moves in which k changes in the right direction and never steps back
-    - ``steps_back``  share of the steps from one weight to the next that go back
+    - ``monotone``    share of the moves in which k changes in the right direction at every step
+    - ``steps_back``  share of the steps from one weight to the next in the wrong direction
 
-    A move in which k does not change as asked has no quotient: it is left out of ``matrix`` and is infinite in
-    ``others`` and ``largest``, so that doing nothing does not pass for moving cleanly.
+    A move in which k does not change in the right direction is ignored in ``matrix`` and infinite in ``others`` and
+    ``largest``, so that a method that does nothing does not score well.
     """
     a, b = torch.from_numpy(pairs).T  # (N,), (N,)
     apart = (plan.au[b] - plan.au[a]).abs() >= DIFFERS  # (N, n_aus)
@@ -219,7 +220,7 @@ def cross_talk(
 
 def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamples: int) -> dict[str, Any]:
     """Judged intensities ``read`` (M, 5, n_aus) of M moves of AU ``unit`` (M,) by ``asked`` (M,) -> the measures."""
-    path = (read - read[:, :1]) * asked.sign()[:, None, None]  # (M, 5, n_aus): > 0 is what was asked for
+    path = (read - read[:, :1]) * asked.sign()[:, None, None]  # (M, 5, n_aus): > 0 is the right direction
     k = unit[:, None]
     own = path.gather(2, k[:, None].expand(-1, len(WEIGHTS), 1))[:, :, 0]  # (M, 5)
     changed = own[:, -1:].where(own[:, -1:] > 0, torch.nan)  # (M, 1)
@@ -241,14 +242,17 @@ def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamp
         return torch.cat([each[i, :2].median(0).values, each[i, 2:].mean(0), reached[i].median(0).values])
 
     names = ("others", "largest", "monotone", "steps_back")
-    found = figures(statistic, who, n_resamples=n_resamples)
+    found = estimates(statistic, who, n_resamples=n_resamples)
     rows = [torch.nonzero(unit == j)[:, 0] for j in range(read.shape[2])]
     return {
         **dict(zip(names, found[:4], strict=True)),
         "curve": found[4:],
-        "moved": {AU_NAMES[j]: number(reached[i, -1].median().item()) if len(i) else None for j, i in enumerate(rows)},
+        "moved": {
+            AU_NAMES[j]: json_number(reached[i, -1].median().item()) if len(i) else None for j, i in enumerate(rows)
+        },
         "matrix": [
-            [number(x) for x in share[i].nanmedian(0).values.tolist()] if len(i) else [None] * len(rows) for i in rows
+            [json_number(x) for x in share[i].nanmedian(0).values.tolist()] if len(i) else [None] * len(rows)
+            for i in rows
         ],
     }
 
@@ -298,8 +302,8 @@ def by_numbers(
             change = judged[k, -1] - judged[k, 0]  # (N, n)
             share = (change.abs().sum(1) - change[:, k].abs()) / (n - 1) / change[:, k].clamp(min=0)
             table[unit] = {
-                "read": [number(x) for x in typical.tolist()],
-                "others": number(share.nan_to_num(torch.inf).median().item()),
+                "read": [json_number(x) for x in typical.tolist()],
+                "others": json_number(share.nan_to_num(torch.inf).median().item()),
                 "monotone": bool((typical.diff() > 0).all()),
             }
         tables[name] = table

@@ -1,4 +1,4 @@
-"""What ``evaluate`` found, for people: more tables, and the figures that are shown in a lecture."""
+"""Reports of the results of ``evaluate``: further tables, and figures."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from expr_lib.model import Swapper
 from expr_lib.swap import rest_images, swap_images
 
 SHOWN = {"ours": plots.COLORS["blue"], "copy-input": "#c4c4c4", "true render": plots.COLORS["orange"]}
-"""The rows of the table that the figures compare, each in its colour."""
+"""The rows of the table that the figures compare, and their colours."""
 GALLERIES = ("best", "median", "worst")
 
 
 def write_report(
     path: Path, results: dict[str, Any], pictures: Path | None, swapper: Swapper, plan: FacePlan, renderer: Renderer
 ) -> list[Path]:
-    """Write every table to a Markdown file and, where a folder is given, the figures beside it; what was written."""
+    """Write all tables to a Markdown file and the figures to a folder, if one is given; returns the files."""
     files = {}
     if pictures is not None:
         for (name, title), figure in figures(results, swapper, plan, renderer).items():
-            colors = 256 if name.startswith("gallery") else None  # faces take many bytes
+            colors = 256 if name.startswith("gallery") else None  # images of faces are large
             files[title] = plots.save(figure, pictures / f"{name}.png", colors=colors)
             plt.close(figure)
     links = [f"![{title}]({Path(os.path.relpath(file, path.parent)).as_posix()})" for title, file in files.items()]
@@ -47,7 +47,7 @@ def write_report(
 def figures(
     results: dict[str, Any], swapper: Swapper, plan: FacePlan, renderer: Renderer
 ) -> dict[tuple[str, str], Figure]:
-    """{(file name, what it shows): figure}: those that the results have the numbers for."""
+    """{(file name, title): figure} for everything that the results contain."""
     person = plan.subject.numpy()[[swap["a"] for swap in results["swaps"]]]
     drawn = {
         ("transfer", "Transfer against expression distance and pose gap"): transfer(results, person),
@@ -60,11 +60,11 @@ def figures(
     return drawn
 
 
-# -- tables --------------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------------------------
 
 
 def tables(results: dict[str, Any]) -> str:
-    """All of ``results`` but the single swaps, in Markdown: the table, by stratum, by action unit."""
+    """All of ``results`` except the single swaps, in Markdown: in total, by stratum and by action unit."""
     parts = [f"# {results['about'].get('checkpoint', 'Results')}", markdown_table(results)]
     if any(results["strata"].values()):
         parts.append(strata_table(results))
@@ -110,7 +110,7 @@ def numbers_table(express: dict[str, Any]) -> str:
 
 
 def strata_table(results: dict[str, Any]) -> str:
-    """Ours in each stratum, every measure, in Markdown."""
+    """All measures of our swaps in each stratum, in Markdown."""
     lines = ["## Ours, by expression distance and pose gap", ""]
     lines.append("| | swaps | " + " | ".join(f"`{name}` {better}" for name, (better, _) in MEASURES.items()) + " |")
     lines.append("|---" * (len(MEASURES) + 2) + "|")
@@ -124,7 +124,7 @@ def strata_table(results: dict[str, Any]) -> str:
 
 
 def au_table(results: dict[str, Any]) -> str:
-    """Ours for each action unit, with copy-input and the true render beside it where they differ, in Markdown."""
+    """Measures of our swaps for each action unit, with copy-input and the true render, in Markdown."""
     leak, talk = results["leaks"], results["cross_talk"]
     head = ["", "`au_icc`", "copy-input", "true render", "`au_f1`", "true render", "`own_expression_left`"]
     head += ["`leak_au`"] * bool(leak) + ["moved alone"] * bool(talk)
@@ -147,14 +147,14 @@ def au_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# -- figures -------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------------------------
 
 
 def transfer(results: dict[str, Any], person: np.ndarray, *, bins: int = 8) -> Figure:
-    """``transfer_score`` against expression distance and pose gap: every swap a dot, parts of equal size a line.
+    """``transfer_score`` against expression distance and pose gap: a dot per swap, a line over parts of equal size.
 
-    ``person`` (2n,) is whose face each swap shows; the intervals are over people. The line is the quotient of the
-    means, as in the table.
+    ``person`` (2n,) is the person that each swap shows, over whom the intervals are computed. The line shows the
+    quotient of the means, as in the table.
     """
     swaps = {name: np.array([s[name] for s in results["swaps"]], float) for name in (*STRATA, "transfer_score", "way")}
     usable = np.isfinite(swaps["transfer_score"])
@@ -187,14 +187,14 @@ def transfer(results: dict[str, Any], person: np.ndarray, *, bins: int = 8) -> F
         axes[0].set_ylabel("transfer_score")
         right = axes[0].get_xlim()[1]
         for y, text, up in ((1, "the true answer", 5), (-0.65, "0: nothing transferred (copy-input)", 8)):
-            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # dots lie under it
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}  # above the dots
             axes[0].annotate(text, (right, y), (-6, up), textcoords="offset points", ha="right", fontsize=13, bbox=box)
         figure.suptitle("How much of the expression arrives?", x=0.01, ha="left", fontweight="bold")
     return figure
 
 
 def per_au(results: dict[str, Any]) -> Figure:
-    """Bars for each action unit, two panels: is b's expression read, is a's own still read?"""
+    """Bars for each action unit in two panels: the expression of b, and the remaining expression of a."""
     panels = {
         "au_icc": "Is b's expression read? au_icc, 1 is perfect",
         "own_expression_left": "Is a's own expression still read? own_expression_left, 0 is perfect",
@@ -221,14 +221,14 @@ def per_au(results: dict[str, Any]) -> Figure:
 
 
 def cross_talk(results: dict[str, Any]) -> Figure:
-    """One action unit moved alone: what else moves, in the network and in true renders, and how far it goes."""
+    """Effects of moving one action unit alone, on the other units and on itself, in the network and in true renders."""
     talk = results["cross_talk"]
     titles = {"network": "The network", "true render": "The true render"}
     with plots.style():
         figure = plt.figure(figsize=(21, 7.6), layout="constrained")
         axes = figure.subplots(1, 3, width_ratios=(1, 1, 0.72))
         for axis, (name, title) in zip(axes, titles.items(), strict=False):
-            shares = np.array(talk[name]["matrix"], float)  # (n_aus, n_aus); not a number where nothing moved
+            shares = np.array(talk[name]["matrix"], float)  # (n_aus, n_aus); NaN if nothing moved
             colors = plt.get_cmap("PuOr_r").with_extremes(bad="#dddddd")
             shown = axis.imshow(shares, cmap=colors, vmin=-1, vmax=1, interpolation="nearest")
             axis.set_xticks(range(len(AU_NAMES)), AU_NAMES, rotation=90)
@@ -263,14 +263,14 @@ def _curves(axis: Axes, talk: dict[str, Any]) -> None:
     axis.legend()
 
 
-def _percent(figure: dict[str, float | None]) -> str:
-    return "–" if figure["value"] is None else f"{100 * figure['value']:.0f} %"
+def _percent(estimate: dict[str, float | None]) -> str:
+    return "–" if estimate["value"] is None else f"{100 * estimate['value']:.0f} %"
 
 
 def ranked(swaps: list[dict[str, Any]], n: int = 10) -> dict[str, list[dict[str, Any]]]:
-    """The ``n`` best, median and worst swaps by ``gain``, best first, among the half that doing nothing misses by most.
+    """The ``n`` best, median and worst swaps by ``gain``, best first, of the half with the most different expressions.
 
-    If two expressions look alike, the gain divides by almost nothing and its rank says nothing.
+    If two expressions look alike, the denominator of the gain is almost 0, so these swaps are not ranked.
     """
     usable = [swap for swap in swaps if swap["gain"] is not None]
     middle = np.median([swap["copy"] for swap in usable]) if usable else 0.0
@@ -280,9 +280,9 @@ def ranked(swaps: list[dict[str, Any]], n: int = 10) -> dict[str, list[dict[str,
 
 
 def gallery(which: str, swaps: list[dict[str, Any]], swapper: Swapper, plan: FacePlan, renderer: Renderer) -> Figure:
-    """Swaps with their inputs above and the truth below: a, b, a with the expression of b, the true answer.
+    """A figure of swaps, from top to bottom: a, b, a with the expression of b, the true answer.
 
-    A moving generator is shown at 256 pixels and has a row more, the face at rest.
+    Swaps of the moving generator have 256 pixels and one more row, the face at rest.
     """
     moves = isinstance(swapper, Swapper) and swapper.config.generator == "moved"
     if moves:

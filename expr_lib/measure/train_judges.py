@@ -1,6 +1,6 @@
-"""How the two judges were made: `expr-lib judges` trains them and writes them down with their ceilings.
+"""Training of the two judges and of their ceilings (`expr-lib judges`).
 
-They learn under random shift, colour, blur and noise, so that a soft or shifted image is still read for what it shows.
+The images are augmented by random shift, colour, blur and noise, so that the judges can read blurred or shifted images.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from expr_lib.measure.metrics import icc31, pearson
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """How both judges are trained; the defaults take some 8 minutes each for 12,000 images on two CPU cores."""
+    """Settings for both judges; with the defaults, each takes some 8 minutes for 12,000 images on two CPU cores."""
 
     epochs: int = 9
     batch_size: int = 32
     lr: float = 2e-3  # peak of the one-cycle schedule
     weight_decay: float = 0.02
-    scale: float = 20.0  # CosFace: the softmax sees scale * (cosine - margin)
+    scale: float = 20.0  # CosFace: the softmax of scale * (cosine - margin)
     margin: float = 0.2
     width: int = 32
     seed: int = 0
@@ -59,11 +59,11 @@ class JudgeConfig:
         )  # fmt: skip
 
 
-def augment(image: Tensor, generator: torch.Generator | None = None, strength: float = 1.0) -> Tensor:
-    """Random flip, shift (up to 2/64), colour, blur and noise, drawn for each image; (B, 3, S, S) in [-1, 1] -> same.
+def augment_for_judges(image: Tensor, generator: torch.Generator | None = None, strength: float = 1.0) -> Tensor:
+    """Random flip, shift (up to 2/64), colour, blur and noise per image: (B, 3, S, S) in [-1, 1] -> the same shape.
 
-    AU labels hold for both sides of the face, and a mirrored person is taken for the same person. ``strength`` in
-    [0, 1] scales all but the flip.
+    AU labels hold for both sides of the face, and a mirrored person counts as the same person. ``strength`` in [0, 1]
+    scales everything except the flip.
     """
     n, device = len(image), image.device
 
@@ -73,7 +73,7 @@ def augment(image: Tensor, generator: torch.Generator | None = None, strength: f
     theta = torch.zeros(n, 2, 3, device=device)  # affine maps of the sampling grid
     theta[:, 0, 0] = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)  # mirror
     theta[:, 1, 1] = 1.0
-    theta[:, :, 2] = strength * uniform(-0.0625, 0.0625, 2)  # half widths: 2 of 32 pixels
+    theta[:, :, 2] = strength * uniform(-0.0625, 0.0625, 2)  # of half the width, i.e. 2 of 32 pixels
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, S, S, 2)
     image = F.grid_sample(image, grid, padding_mode="reflection", align_corners=False)
     gain, light, tint = uniform(-0.2, 0.2, 3, 1, 1), uniform(-0.1, 0.1, 1, 1, 1), uniform(-0.05, 0.05, 3, 1, 1)
@@ -85,12 +85,12 @@ def augment(image: Tensor, generator: torch.Generator | None = None, strength: f
 
 
 def au_loss(raw: Tensor, au: Tensor, variance: Tensor) -> Tensor:
-    """Squared error over the variance of each AU, so that rare AUs count as much as common ones; NaN is skipped.
+    """Squared error over the variance of each AU, so that rare AUs count as much as common ones; NaN is ignored.
 
     ``raw``, ``au``: (B, n_aus); ``variance``: (n_aus,). A scalar.
     """
     known = ~au.isnan()  # (B, n_aus)
-    error = (raw - au)[known].square() / variance.expand_as(au)[known]  # of an AU never labelled the variance is NaN
+    error = (raw - au)[known].square() / variance.expand_as(au)[known]  # the variance of an AU without labels is NaN
     return error.sum() / known.sum().clamp(min=1)
 
 
@@ -110,7 +110,7 @@ def _fit(
 ) -> None:  # fmt: skip
     """AdamW on a one-cycle schedule; ``loss_of(augmented images, rows)`` is a scalar.
 
-    Augmentation grows to full strength over the first half: in full from the start, the AU judge stays blind for long.
+    Augmentation increases over the first half, because with full augmentation from the start learning begins late.
     """
     rng = np.random.default_rng(config.seed)
     noise = torch.Generator(device).manual_seed(config.seed)
@@ -122,11 +122,11 @@ def _fit(
     for epoch in range(config.epochs):
         for k, rows in enumerate(rng.permutation(len(data))[: len(data) // batch * batch].reshape(-1, batch)):
             done = (epoch + k * batch / len(data)) / config.epochs
-            image = augment(resize(to_float(data.pixels(rows, device))), noise, min(1.0, 2 * done))
+            image = augment_for_judges(resize(to_float(data.pixels(rows, device))), noise, min(1.0, 2 * done))
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.bf16):
                 loss = loss_of(image.contiguous(memory_format=torch.channels_last), torch.from_numpy(rows).to(device))
             if not loss.isfinite():
-                raise RuntimeError(f"{name}: the loss became {loss.item()}; expected a finite number: try a smaller lr")
+                raise RuntimeError(f"{name}: found loss {loss.item()}, expected a finite number; try a smaller lr")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -139,7 +139,7 @@ def _fit(
 def train_au_judge(
     data: FaceData, config: JudgeConfig | None = None, *, device: str = "cpu", progress: bool = True
 ) -> AUJudge:
-    """Train an AU judge on the ``train`` rows of ``data``; eval mode."""
+    """Train an AU judge on the ``train`` rows of ``data``; returns it in eval mode."""
     config, train = config or JudgeConfig(), data.subset("train")
     torch.manual_seed(config.seed + 101)
     judge = AUJudge(len(data.au_names), config.width).to(device).train()
@@ -158,7 +158,7 @@ def train_au_judge(
 def train_identity_judge(
     data: FaceData, config: JudgeConfig | None = None, *, device: str = "cpu", progress: bool = True
 ) -> IdentityJudge:
-    """Train an identity judge to tell the ``train`` subjects of ``data`` apart; eval mode, threshold not yet set."""
+    """Train an identity judge on the ``train`` rows of ``data``; returns it in eval mode, without a threshold."""
     config, train = config or JudgeConfig(), data.subset("train")
     torch.manual_seed(config.seed + 202)
     judge = IdentityJudge(config.width).to(device).train()
@@ -173,7 +173,7 @@ def train_identity_judge(
     return judge.eval()
 
 
-# -- both of them, with their ceilings on true renders of unseen people ----------------------------------------------
+# -- both, with their ceilings on true renders of unseen people ------------------------------------------------------
 
 
 def au_ceilings(judged: Tensor, au: Tensor, au_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -184,7 +184,7 @@ def au_ceilings(judged: Tensor, au: Tensor, au_names: tuple[str, ...]) -> dict[s
 
 
 def _finished(path: Path, kind: type[Judge], made: dict[str, Any]) -> bool:
-    """Is there a judge already that was ``made`` so, with its ceilings?"""
+    """Whether ``path`` has a judge with ceilings and these settings."""
     try:
         found = load_judge(path, kind).metadata
     except (FileNotFoundError, InputError):
@@ -198,10 +198,10 @@ def train_judges(
 ) -> dict[str, Any]:  # fmt: skip
     """Train both judges on the data set in ``folder`` and write them with their ceilings to ``out``.
 
-    ``folder`` must hold people who are in no training and no test set: build it with a seed of its own. Learns from
-    ``train`` and measures on ``val`` and ``test``; every second person there only helps to set the threshold of the
-    identity judge, the others tell its ceiling. A judge that ``out`` already holds for the same data and config is
-    kept, so an interrupted run goes on with the second judge. Returns the report, also written as ``judges-64.json``.
+    The people in ``folder`` must be in no other training or test set, so build it with a separate seed. The judges
+    learn from ``train`` and are measured on ``val`` and ``test``, where every second person sets the threshold of the
+    identity judge and the others its ceiling. An existing judge in ``out`` for the same data and config is kept, so
+    that an interrupted run continues with the second judge. Returns the report, also written as ``judges-64.json``.
     """
     data, out, config = FaceData.open(folder), Path(out), config or JudgeConfig()
     held_out = data[data.split != "train"]
@@ -221,7 +221,7 @@ def train_judges(
     if not _finished(au_path, AUJudge, made):
         au_judge = train_au_judge(data, config, device=device, progress=progress)
         save_judge(au_path, au_judge)
-        au_judge = load_judge(au_path, AUJudge, device)  # measure what ships: half precision
+        au_judge = load_judge(au_path, AUJudge, device)  # measure the stored weights, in half precision
         judged = judge_all(au_judge, held_out, device=device)  # (N, n_aus)
         ceilings = au_ceilings(judged, torch.from_numpy(held_out.au), data.au_names)
         au_judge.metadata = made | {"ceilings": ceilings}

@@ -1,0 +1,97 @@
+"""What the comparisons of trainings share: short trainings, kept measurements, a table and a picture over seeds."""
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expr_lib.files import replace_file
+from expr_lib.measure import plots
+from expr_lib.measure.evaluate import MEASURES, write_results
+from expr_lib.step import TrainConfig
+
+LEAKS = {"leak_au": ("0.5", 2), "leak_id": ("1x", 1)}
+NONE = {"value": None, "low": None, "high": None}
+
+
+def recipe(steps: int, warmup_steps: int, **settings: Any) -> TrainConfig:
+    """The defaults for a short training of `steps` steps after the warm-up: it cools down and averages in time."""
+    return TrainConfig(
+        steps=warmup_steps + steps, warmup_steps=warmup_steps, cooldown=0.3 * steps / (warmup_steps + steps),
+        ema=min(0.999, 1 - 10 / max(steps, 11)), sample_every=max(1, steps // 3), **settings,
+    )  # fmt: skip
+
+
+def begin_with(warm: Path, run: Path) -> None:
+    """A run that has not begun goes on from the checkpoint `warm`."""
+    if not (run / warm.name).exists():
+        run.mkdir(parents=True, exist_ok=True)
+        replace_file(run / warm.name, warm.read_bytes())
+
+
+def leaks_of(results: dict[str, Any]) -> dict[str, Any]:
+    """`LEAKS` as `evaluate` found them; undefined where there was no probe."""
+    return {name: (results["leaks"] or {}).get(name, NONE) for name in LEAKS}
+
+
+def keep(path: Path, made: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What stands in `path` if it was made of the same, else what `measure` finds now, which then stands there."""
+    if path.exists() and (found := json.loads(path.read_text()))["made"] == made:
+        return found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_results(path, {"made": made, **measure()})
+    return json.loads(path.read_text())
+
+
+def table(rows: list[dict[str, Any]], names: Collection[str], columns: Collection[str]) -> str:
+    """Markdown: the mean over seeds, and in brackets their range, or with one seed the 95 % interval over people."""
+    shown = {name: (MEASURES | LEAKS)[name] for name in columns}
+    lines = ["| | seeds | " + " | ".join(f"`{name}` {better}" for name, (better, _) in shown.items()) + " |"]
+    lines.append("|---" * (len(shown) + 2) + "|")
+    for variant in names:
+        mine = [row for row in rows if row["variant"] == variant]
+        cells = []
+        for name, (_, digits) in shown.items():
+            mean, low, high = interval(mine, name)
+            cell = f"{mean:.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+            cells.append("–" if np.isnan(mean) else cell)
+        lines.append(f"| {variant} | {len(mine)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def interval(rows: list[dict[str, Any]], name: str) -> tuple[float, float, float]:
+    values = [np.nan if row[name]["value"] is None else row[name]["value"] for row in rows]
+    if len(values) > 1:
+        return float(np.mean(values)), min(values), max(values)
+    low, high = (np.nan if x is None else x for x in (rows[0][name]["low"], rows[0][name]["high"]))
+    return values[0], low, high
+
+
+def picture(rows: list[dict[str, Any]], names: list[str], panels: Collection[str], path: Path) -> None:
+    """A panel for each measure; a dot for each seed, a line for the 95 % interval over people; the first in blue."""
+    import matplotlib.pyplot as plt
+
+    seeds = {name: [row["seed"] for row in rows if row["variant"] == name] for name in names}
+    with plots.style():
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(3.1 * len(panels), 0.5 * len(names) + 1.6), sharey=True, layout="constrained"
+        )
+        for axis, measure in zip(axes, panels, strict=True):
+            for row in rows:
+                y = names.index(row["variant"]) + 0.18 * (row["seed"] - (len(seeds[row["variant"]]) - 1) / 2)
+                value, low, high = (np.nan if x is None else x for x in row[measure].values())
+                color = plots.COLORS["blue"] if row["variant"] == names[0] else plots.INK
+                axis.plot([low, high], [y, y], color=color, linewidth=1.5, alpha=0.6)
+                axis.plot(value, y, "o", color=color, markersize=6)
+            full = np.nanmean([np.nan if r[measure]["value"] is None else r[measure]["value"] for r in rows
+                               if r["variant"] == names[0]])  # fmt: skip
+            axis.axvline(full, color=plots.COLORS["blue"], linewidth=1, linestyle=":")
+            axis.set_title(measure, fontsize=14)
+            axis.margins(x=0.12)
+            axis.locator_params(axis="x", nbins=4)
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first on top
+        plots.save(figure, path)
+        plt.close(figure)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from toy import JUDGES, PLAN, SIZE, Oracle, ToyIdentityJudge, ToyRenderer
 
+from expr_lib.errors import InputError
 from expr_lib.faces.parameters import Views
 from expr_lib.faces.sample import sample_views
 from expr_lib.facs import AU_NAMES
@@ -235,6 +236,16 @@ def test_a_second_identity_judge_adds_its_own_column():
     assert results["rows"]["ours"]["identity_kept"]["value"] == 1 > results["rows"]["ours"][name]["value"]
     assert f"`{name}` ↑ 1 |" in markdown_table(results).splitlines()[0]
     assert set(results["per_au"]["ours"]["AU1"]) == set(PER_AU)
+
+
+def test_a_row_of_another_checkpoint_says_how_it_was_measured_if_not_as_the_table(oracle):
+    about = {"label": "other", "command": "expr-lib evaluate toy"}
+    lines = markdown_table(oracle, [oracle | {"about": about}]).splitlines()
+    assert lines[3].startswith("| other | ")
+    lines = markdown_table(oracle, [oracle | {"about": about, "size": 512, "n_pairs": 7}]).splitlines()
+    assert lines[3].startswith("| other (512 px, 7 pairs) | ")
+    with pytest.raises(InputError, match="seed: found 99, expected"):
+        markdown_table(oracle, [oracle | {"about": about, "seed": 99}])
 
 
 def test_results_are_json_and_the_readme_holds_their_table(oracle, tmp_path):

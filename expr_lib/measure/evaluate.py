@@ -353,17 +353,22 @@ def cell(estimate: dict[str, float | None], digits: int) -> str:
 def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
     """The rows of ``results`` as a Markdown table of values with 95 % intervals, followed by probes and command.
 
-    ``beside`` are results of other checkpoints, each shown in one more row. Raises ``InputError`` if they were measured
-    on other pairs.
+    ``beside`` are results of other checkpoints, each shown in one more row, which names the size of the pictures and
+    the number of pairs if they are not those of ``results``. Raises ``InputError`` if they were measured on other
+    people.
     """
     for other in beside:
-        for key in ("n_pairs", "seed", "split", "size", "generator"):
+        for key in ("seed", "split", "generator"):
             if other[key] != results[key]:
                 name = other["about"].get("checkpoint", "another checkpoint")
                 raise InputError(f"{name}: {key}: found {other[key]}, expected {results[key]} as in the table")
     columns = {name: shown for name, shown in (MEASURES | SECOND).items() if name in results["rows"]["ours"]}
     rows = {f"**{results['about'].get('label', 'ours')}**": results["rows"]["ours"]}
-    rows |= {one["about"].get("label", one["about"].get("checkpoint", "?")): one["rows"]["ours"] for one in beside}
+    for one in beside:
+        label = one["about"].get("label", one["about"].get("checkpoint", "?"))
+        units = {"size": "px", "n_pairs": "pairs"}
+        differs = [f"{one[key]} {unit}" for key, unit in units.items() if one[key] != results[key]]
+        rows[f"{label} ({', '.join(differs)})" if differs else label] = one["rows"]["ours"]
     rows |= {name: measured for name, measured in results["rows"].items() if name != "ours"}
     lines = [
         "| | " + " | ".join(f"`{name}` {better}" for name, (better, _) in columns.items()) + " |",

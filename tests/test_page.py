@@ -6,9 +6,6 @@ Skipped without the extra `web`; in Chromium also without Chromium, and without 
 from __future__ import annotations
 
 import json
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +88,9 @@ def test_without_npm_one_line_says_what_is_missing(tmp_path, monkeypatch):
 
 def test_another_archive_than_the_pinned_one_is_refused(tmp_path, monkeypatch):
     npm = tmp_path / "npm"
-    npm.write_text('#!/bin/sh\necho other > "$5/onnxruntime-web-1.30.0.tgz"\n')
+    npm.write_text(
+        '#!/bin/sh\nfor x; do case $y in --pack-destination) d=$x;; esac; y=$x; done; echo other > "$d/onnxruntime-web-1.30.0.tgz"\n'
+    )
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(InputError, match=r"found an archive with SHA-512 .*, expected "):
@@ -118,14 +117,11 @@ def folder(tmp_path_factory, swapper, graphs) -> Path:
 
 @pytest.fixture(scope="module")
 def address(folder):
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *message):
-            pass
+    pytest.importorskip("playwright")
+    from browser import served_files
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served_files(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

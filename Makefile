@@ -2,6 +2,7 @@
 # make test    everything that must hold: lint, types, tests, notebooks
 # make lab     JupyterLab, with notebook 00 open
 # make app     the expression mixer as a page of its own, in the browser
+# make page    the mixer as a static web page, computed in the browser: build/page  (needs npm)
 # make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
 # make lint    ruff and mypy alone
 # make results measure the shipped weights: table and picture of the README, tables and figures in benchmarks/results
@@ -18,7 +19,7 @@ GRADER := .venv-grading
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab app book chromium results bench assignments grade clean
+.PHONY: help setup demo test lint lab app page book chromium results bench assignments grade clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -52,6 +53,9 @@ lab: $(READY)
 
 app: $(READY)
 	@$(BIN)/voila notebooks/app/mixer.ipynb --Voila.config_file_paths=notebooks/app
+
+page: $(READY)
+	@$(BIN)/expr-lib page -o build/page
 
 book: $(READY)
 	@$(BIN)/python notebooks/book.py build/book

@@ -5,6 +5,7 @@
 A notebook that was executed before and has not changed since is not executed again. The pages need no server: open
 `index.html`, or publish the folder. Widgets need a kernel; on the pages each stands as the picture that it showed.
 Formulae are drawn by MathJax, which the reader's browser loads. Files of the project to which a page links come along.
+The page that mixes faces in the browser comes along if `make page` has built it; it alone needs a file server.
 """
 
 import base64
@@ -126,6 +127,16 @@ def text_page(source: Path, here: Path, out: Path, made: set[Path]) -> str:
     return PAGE.format(title[1] if title else source.stem, html)
 
 
+def first_page(out: Path, made: set[Path], mixer: Path = ROOT / "build" / "page") -> str:
+    """HTML of the README, with a link to the page that mixes faces if that is built; it is copied."""
+    html = text_page(ROOT / "README.md", out / "index.html", out, made)
+    if not (mixer / "index.html").exists():
+        return html
+    shutil.copytree(mixer, out / "page", dirs_exist_ok=True)
+    link = NAVIGATION.format('<a href="page/index.html">Mix faces in your browser</a>')
+    return html.replace("<body>", f"<body>{link}", 1)
+
+
 def main(out: Path) -> None:
     sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
     names, index = [source.stem for source in sources], out / "index.html"
@@ -134,7 +145,7 @@ def main(out: Path) -> None:
         print(source.name, flush=True)
         html = page(execute(source, out), source.stem, names, out, made)
         (out / f"{source.stem}.html").write_text(html, encoding="utf-8")
-    index.write_text(text_page(ROOT / "README.md", index, out, made), encoding="utf-8")
+    index.write_text(first_page(out, made), encoding="utf-8")
     print(index)
 
 

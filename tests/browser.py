@@ -7,9 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, Playwright
@@ -53,6 +56,20 @@ def served(folder: Path, *command: str, threads: str = "1") -> Iterator[str]:
         finally:
             server.terminate()
             server.wait(30)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *message: object) -> None:
+        pass
+
+
+@contextmanager
+def served_files(folder: Path) -> Iterator[str]:
+    """A plain file server for ``folder``, as ``python -m http.server`` -> its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @contextmanager

@@ -47,3 +47,12 @@ def test_links_lead_to_pages_of_the_book(pages):
 def test_no_solution_of_an_assignment_is_in_it(pages):
     inside = {path.name for path in pages.rglob("*") if path.is_file()}
     assert not inside & {path.name for path in (ROOT / "assignments" / "source").rglob("*.ipynb")}
+
+
+def test_the_page_that_mixes_faces_comes_along_if_it_is_built(tmp_path):
+    out, mixer = tmp_path / "book", tmp_path / "page"
+    assert "page/index.html" not in book.first_page(out, {out / "index.html"}, mixer)
+    mixer.mkdir()
+    (mixer / "index.html").write_text("mixer")
+    assert 'href="page/index.html"' in book.first_page(out, {out / "index.html"}, mixer)
+    assert (out / "page" / "index.html").read_text() == "mixer"

@@ -102,6 +102,7 @@ EXTRA_OF = {
     "expr_lib/apps/widget_parts.py": "course",
     "expr_lib/importers/align.py": "photographs",
     "expr_lib/measure/dlib_judge.py": "photographs",
+    "expr_lib/apps/page.py": "web",
 }
 
 
@@ -140,7 +141,7 @@ importers.openface importers.pyfeat importers.rafd importers.table
 importers.write
 measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge
 measure.probes measure.evaluate measure.plots measure.report
-apps.widget_parts apps.widgets apps.options apps.held_out apps.demo apps.pictures apps.research apps.cli
+apps.widget_parts apps.widgets apps.options apps.held_out apps.demo apps.page apps.pictures apps.research apps.cli
 """.split()
 
 

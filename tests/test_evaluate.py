@@ -170,11 +170,11 @@ def test_training_mode_and_too_few_pairs_are_refused():
     class Training(nn.Module, Oracle):
         pass
 
-    with pytest.raises(ValueError, match="swapper: found in training mode, expected eval mode"):
+    with pytest.raises(ValueError, match="swapper: found training mode, expected eval mode"):
         table(Training())
     with pytest.raises(ValueError, match=r"split test: .* expected at least 100000"):
         table(Oracle(), n_pairs=100_000)
-    with pytest.raises(ValueError, match="5 pairs in 3 strata: expected two pairs in each at least"):
+    with pytest.raises(ValueError, match="found 5 pairs for 3 strata, expected at least two pairs in each"):
         table(Oracle(), n_pairs=5, n_strata=3)
 
 

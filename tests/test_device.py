@@ -57,6 +57,9 @@ class OnGPU(torch.Tensor):
     def tolist(self) -> list[Any]:
         return self.value.tolist()
 
+    def new_tensor(self, x: Any, **kind: Any) -> Tensor:
+        return torch.tensor(x, device=GPU, **{"dtype": self.dtype} | kind)
+
     def cpu(self) -> Tensor:
         return self.to("cpu")
 

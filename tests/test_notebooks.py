@@ -33,6 +33,8 @@ SECONDS = {
     "07_the_feature_spaces": 90.0,
     "08_mixing_expressions": 60.0,
     "09_your_own_faces": 60.0,
+    "10_a_generator_that_moves": 150.0,
+    "11_the_network": 60.0,
 }
 SMALL: dict[str, dict[str, int]] = {  # the parameters of a test, where a learner's take longer
     "02_why_an_autoencoder_tangles": {"steps": 360},
@@ -41,6 +43,7 @@ SMALL: dict[str, dict[str, int]] = {  # the parameters of a test, where a learne
     "05_training_for_real": {"steps": 36},
     "06_does_it_work": {"n_pairs": 40, "n_resamples": 100},
     "07_the_feature_spaces": {"n_people": 16, "n_images": 20},
+    "10_a_generator_that_moves": {"n_people": 50, "steps": 240, "short": 80, "n_pairs": 25},
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

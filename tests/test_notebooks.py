@@ -43,7 +43,7 @@ SMALL: dict[str, dict[str, int]] = {  # the parameters of a test, where a learne
     "05_training_for_real": {"steps": 36},
     "06_does_it_work": {"n_pairs": 40, "n_resamples": 100},
     "07_the_feature_spaces": {"n_people": 16, "n_images": 20},
-    "10_a_generator_that_moves": {"n_people": 50, "steps": 240, "short": 80, "n_pairs": 25},
+    "10_a_generator_that_moves": {"n_people": 50, "steps": 240, "short": 48, "n_pairs": 25},
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

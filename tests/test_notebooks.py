@@ -112,6 +112,18 @@ def test_it_reads_as_prose_with_a_little_code(path):
         assert "markdown" in (one.cell_type, two.cell_type, three.cell_type), f"cell {two.id}: no word around it"
 
 
+@each_notebook
+def test_each_exercise_has_a_folded_solution_and_a_check(path):
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    for k, cell in enumerate(cells):
+        if "exercise" in cell.metadata.get("tags", []):
+            solution, check = cells[k + 1 : k + 3]
+            name = cell.source.split("(")[0].removeprefix("def ")
+            assert "raise NotImplementedError" in cell.source and solution.source.startswith(f"def {name}(")
+            assert "solution" in solution.metadata.tags and solution.metadata.jupyter.source_hidden
+            assert "assert" in check.source and "NotImplementedError" not in solution.source
+
+
 # -- as they run ---------------------------------------------------------------------------------------------------
 
 

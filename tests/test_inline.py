@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from expr_lib import datasets, losses, model, step, train
+from expr_lib import blocks, datasets, losses, model, moving, step, take_step, train
+from expr_lib.faces.plan import FacesConfig, plan_faces
+from expr_lib.facs import AU_NAMES
 from expr_lib.measure import metrics
 from expr_lib.step import TrainConfig
 
@@ -147,12 +149,13 @@ def test_05_learning_rate_and_decay(tiny_faces: datasets.FaceData):
 
 
 def test_06_measures():
-    here = inline("06", "masked_l1", "transfer_score", "icc31", "partial_correlation", "identity_kept")
+    here = inline("06", "masked_l1", "gain", "transfer_score", "icc31", "partial_correlation", "identity_kept")
     g = torch.Generator().manual_seed(0)
     image, truth = torch.randn(2, 6, 3, 8, 8, generator=g)
     mask = torch.rand(6, 8, 8, generator=g) < 0.5
     torch.testing.assert_close(here.masked_l1(image, truth, mask), metrics.masked_l1(image, truth, mask))
     swap, self_, true = torch.rand(3, 50, generator=g)
+    torch.testing.assert_close(here.gain(swap, self_), metrics.gain(swap, self_))
     torch.testing.assert_close(
         here.transfer_score(swap, self_, true), metrics.transfer_score(swap, self_, true), equal_nan=True
     )
@@ -186,3 +189,77 @@ def test_07_scores_of_neighbours():
     assert here.company(own, group, k=5) == pytest.approx(1 / (5 / 59))
     assert here.company(rng.random((60, 3)), group, k=5) < 2.5
     assert here.kept(values, values) == 1.0 and here.kept(values, rng.random((60, 2))) < 0.5
+
+
+# -- 10 A generator that moves -------------------------------------------------------------------------------------
+
+
+def test_10_bilinear_sampling_and_its_slope():
+    here = inline("10", "bilinear", "warp_by_hand", "slope")
+    g = torch.Generator().manual_seed(0)
+    image, flow = torch.rand(2, 3, 8, 8, generator=g).double(), 0.4 * torch.randn(2, 2, 8, 8, generator=g).double()
+    centre = (torch.arange(8).double() + 0.5) / 4 - 1
+    place = torch.stack(torch.meshgrid(centre, centre, indexing="xy"), -1) + flow.permute(0, 2, 3, 1)
+    expected = F.grid_sample(image, place, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(here.warp_by_hand(image, flow), expected)
+    torch.testing.assert_close(here.warp_by_hand(image, 0 * flow), image)
+    place = torch.tensor([5.25, 3.5], dtype=torch.double, requires_grad=True)
+    value = here.bilinear(image[:1, :1], *place.reshape(2, 1, 1, 1)).sum()
+    (gradient,) = torch.autograd.grad(value, place)
+    torch.testing.assert_close(torch.stack(here.slope(image[0, 0], 5.25, 3.5)), gradient)
+
+
+def test_10_mover_is_the_librarys():
+    here = inline("10", "warp", "edited", "edits", "Mover", Block=blocks.Block, norm=blocks.norm)
+    c = model.ModelConfig(n_aus=3, d=2, width=16, generator="moved")
+    own, library = here.Mover(c, 5), moving.Mover(c, 5)
+    for p in library.parameters():  # flow and mask that are not nothing
+        nn.init.normal_(p, 0, 0.2)
+    own.load_state_dict(library.state_dict())
+    picture, map, f_r = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 5, 16, 16), torch.randn(2, 3, 2)
+    assert library.edits(picture, map, f_r)[0].abs().max() > 0.1
+    torch.testing.assert_close(own(picture, map, f_r), library(picture, map, f_r), rtol=1e-4, atol=1e-5)
+
+
+def test_10_losses_of_a_take_step(monkeypatch):
+    faces = FacesConfig(n_subjects=2, images_per_subject=3, images_per_take=3, size=64, val=0.0, test=0.0)
+    plan = plan_faces(faces)
+    pixels = torch.randint(256, (6, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    data = datasets.FaceData(pixels, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {}, plan.take.numpy())
+    c = TrainConfig(
+        batch_size=3, precision="fp32", device="cpu", supervision="takes",
+        take_weights=step.TakeWeights(au=0.0, guide=0.0, take=1.0, rest=1 / 3),
+        model=model.ModelConfig(width=16, width_r=16, width_d=8, generator="moved"),
+    )  # fmt: skip
+    nets = train.build_nets(c, data)
+    swapper = nets.swapper.eval()  # no noise, no dropout
+    batch = step.batch_of(datasets.pair_batch(data, 0, 3, 0, takes=True), torch.arange(2), c)
+    for name, change in {"ITSELF": 0.0, "end_warmup": lambda s: None, "augment": lambda x, **how: x}.items():
+        monkeypatch.setattr(take_step, name, change)
+    with torch.no_grad():
+        features = swapper.E(batch.x)
+    network = SimpleNamespace(
+        put=swapper.DG.put, parameters=swapper.DG.parameters,
+        rest=lambda image, features, f_r: (swapper.DG.take(image, features, f_r), swapper.DG.free(features)),
+    )  # fmt: skip
+    here = inline(
+        "10", "difference_weight", "take_loss", "take_step", image=torch.cat([batch.x, batch.rest]), f_r=None,
+        features=features,
+    )  # fmt: skip
+    i = torch.arange(6)
+    here.take_step.__globals__["f_r"] = swapper.DG.related(features).detach()
+    loss = here.take_step(network, torch.optim.SGD(swapper.parameters(), 0.0), i, i.roll(3), i + 6, heavy=True)
+    torch.testing.assert_close(loss, take_step.take_step(nets, batch, c)["G"].detach())
+
+
+# -- 11 The network ------------------------------------------------------------------------------------------------
+
+
+def test_11_film_and_gates():
+    here = inline("11", "film", "block_by_hand", "painted")
+    g = torch.Generator().manual_seed(0)
+    block, x, style = blocks.Block(16, 6), torch.randn(2, 16, 4, 4, generator=g), torch.randn(2, 6, generator=g)
+    torch.testing.assert_close(here.block_by_hand(block, x, style), block(x, style))
+    G = model.G(model.ModelConfig(n_aus=3, d=2, width=16))
+    f_r = torch.randn(2, 3, 2, generator=g)
+    torch.testing.assert_close(here.painted(G.gate(x).sigmoid(), f_r, G.paint), G.painted(x, f_r))

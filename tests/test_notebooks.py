@@ -33,6 +33,8 @@ SECONDS = {
     "07_the_feature_spaces": 90.0,
     "08_mixing_expressions": 60.0,
     "09_your_own_faces": 60.0,
+    "10_a_generator_that_moves": 150.0,
+    "11_the_network": 60.0,
 }
 SMALL: dict[str, dict[str, int]] = {  # the parameters of a test, where a learner's take longer
     "02_why_an_autoencoder_tangles": {"steps": 360},
@@ -41,6 +43,7 @@ SMALL: dict[str, dict[str, int]] = {  # the parameters of a test, where a learne
     "05_training_for_real": {"steps": 36},
     "06_does_it_work": {"n_pairs": 40, "n_resamples": 100},
     "07_the_feature_spaces": {"n_people": 16, "n_images": 20},
+    "10_a_generator_that_moves": {"n_people": 50, "steps": 240, "short": 48, "n_pairs": 25},
 }
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -107,6 +110,18 @@ def test_it_reads_as_prose_with_a_little_code(path):
         assert cell.cell_type != "code" or cell.source.count("\n") < 30, f"cell {cell.id}: too long to read"
     for one, two, three in zip(cells, cells[1:], cells[2:], strict=False):
         assert "markdown" in (one.cell_type, two.cell_type, three.cell_type), f"cell {two.id}: no word around it"
+
+
+@each_notebook
+def test_each_exercise_has_a_folded_solution_and_a_check(path):
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    for k, cell in enumerate(cells):
+        if "exercise" in cell.metadata.get("tags", []):
+            solution, check = cells[k + 1 : k + 3]
+            name = cell.source.split("(")[0].removeprefix("def ")
+            assert "raise NotImplementedError" in cell.source and solution.source.startswith(f"def {name}(")
+            assert "solution" in solution.metadata.tags and solution.metadata.jupyter.source_hidden
+            assert "assert" in check.source and "NotImplementedError" not in solution.source
 
 
 # -- as they run ---------------------------------------------------------------------------------------------------

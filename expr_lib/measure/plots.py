@@ -156,7 +156,7 @@ def compare(
         for name, (low, high) in (intervals or {}).items():
             axes.plot([low, high], [name, name], color=INK, linewidth=2)
         for name, number in zip(names, numbers, strict=True):  # right of bar and whisker, but inside the axes
-            right = min(max(number, *(intervals or {}).get(name, (number,)), limits[0]), limits[1])
+            right = min(max(0.0, number, *(intervals or {}).get(name, ()), limits[0]), limits[1])
             axes.annotate(f"{number:.2f}", (right, name), (6, 0), textcoords="offset points", va="center")
         axes.set(xlim=limits, xlabel=label, title=title)
         axes.set_ylim(len(names) - 0.5, -0.5)  # the first on top

@@ -10,7 +10,7 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED = WEIGHTS / "moved-64.safetensors"
+SHIPPED = WEIGHTS / "moved-128.safetensors"
 """The default checkpoint, with the moving generator; its model card is in the same folder."""
 FIRST = WEIGHTS / "swap-64.safetensors"
 """The checkpoint of the first generation, which draws faces anew and was trained unpaired, as in notebooks 02 to 07."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from expr_lib import SHIPPED
 from expr_lib.apps import cli
 from expr_lib.measure.evaluate import MARKERS, markdown_table
 
@@ -51,4 +52,4 @@ def test_the_results_table_is_that_of_the_result_file():
 
 def test_the_results_are_those_of_the_shipped_weights_and_the_command_beside_them():
     about = json.loads(RESULTS.read_text())["about"]
-    assert about["checkpoint"] == cli.SHIPPED.name and about["command"].startswith("expr-lib evaluate --pairs ")
+    assert about["checkpoint"] == SHIPPED.name and about["command"].startswith("expr-lib evaluate --pairs ")

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from expr_lib import SHIPPED
-from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, unmet_judges
+from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, measured_size, unmet_judges
 from expr_lib.apps.options import Checkpoint, Output, count, may_write
 
 SHOWN_SIZE = 256
@@ -35,7 +35,7 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
 
     swapper, renderer = load(checkpoint), load_renderer()
     judges = unmet_judges(checkpoint.name, swapper.metadata)
-    plan = held_out_faces(swapper.config.size)
+    plan = held_out_faces(measured_size(swapper.config))
     results = evaluate(
         swapper, plan, renderer, judges, n_pairs=pairs, n_resamples=200,
         n_strata=0, n_probe=0, n_moves=0,

@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from expr_lib.faces.render import Renderer
     from expr_lib.measure.dlib_judge import DlibJudge
     from expr_lib.measure.judges import Judges
+    from expr_lib.model import ModelConfig
 
 HELD_OUT_SEED = 4610
 """Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""
+
+
+def measured_size(config: "ModelConfig") -> int:
+    """Pixels a side at which a swapper is measured by default: 64, as the judges look, if it takes any size."""
+    return 64 if config.generator == "moved" else config.size
 
 
 def held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":

@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
-from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, second_judge, unmet_judges
+from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, measured_size, second_judge, unmet_judges
 from expr_lib.apps.options import Checkpoint, Output, Which, count, device_of, input_errors, may_write
 from expr_lib.errors import InputError
 from expr_lib.importers.choose import Choice
@@ -164,7 +164,7 @@ def evaluate(
         seed: of the people; must be none that the swapper or the judges were trained on.
         figures: folder for the figures: transfer, each action unit, cross-talk, the best, median and worst swaps.
         readme: Markdown file whose table between the result markers is replaced.
-        size: pixels a side of the faces, for a moving generator; by default those at which its encoder looks.
+        size: pixels a side of the faces, for a moving generator; by default 64, at which the judges look.
         beside: result files of other checkpoints, measured on the same pairs, that the table shows too.
         label: name of this checkpoint's row in tables.
         second_identity_judge: ask dlib's face recognizer too (extra photographs); half a second more for each swap.
@@ -187,17 +187,18 @@ def evaluate(
     others = [measure.read_results(path) for path in beside]
     device = device_of(device)
     swapper, renderer = load(checkpoint, device), load_renderer(device)
-    size = swapper.config.size if size is None else size
+    default = measured_size(swapper.config)
+    size = default if size is None else size
     if size != swapper.config.size and swapper.config.generator == "drawn":
         raise InputError(f"--size {size}: {checkpoint.name} draws images of {swapper.config.size} pixels and no others")
     judges, plan = unmet_judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(size, seed)
     second = second_judge(size, renderer) if second_identity_judge else None
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
-    more = f" --size {size}" * (size != swapper.config.size) + " --second-identity-judge" * second_identity_judge
+    more = f" --size {size}" * (size != default) + " --second-identity-judge" * second_identity_judge
     command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}{more}"
     about = {"command": command, "checkpoint": checkpoint.name, "label": label or checkpoint.stem}
     # what is in the features, and what moves alone, does not depend on the size of the picture
-    n_probe, n_moves = (6000, 32) if size == swapper.config.size else (0, 0)
+    n_probe, n_moves, n_express = (6000, 32, 100) if size == default else (0, 0, 0)
     results = measure.evaluate(
         swapper,
         plan,
@@ -209,6 +210,7 @@ def evaluate(
         second=second,
         n_probe=n_probe,
         n_moves=n_moves,
+        n_express=n_express,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     measure.write_results(out, results)

@@ -76,10 +76,13 @@ test: lint $(GRADER)/.ready chromium
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --durations=15
 
 R := benchmarks/results
+W := expr_lib/weights
 results: $(READY)
-	$(BIN)/expr-lib evaluate expr_lib/weights/swap-64.safetensors --label "drawn, unpaired (the paper)" --pairs 1000 -o $(R)/swap-64.json --figures $(R)/swap-64
-	$(BIN)/expr-lib evaluate --label "moved, takes" --pairs 1000 -o $(R)/moved-64.json --figures $(R)/moved-64 --beside $(R)/swap-64.json --readme README.md
-	$(BIN)/expr-lib evaluate --label "moved, takes, at 256 px" --pairs 100 --size 256 -o $(R)/moved-64-at-256.json
+	$(BIN)/expr-lib evaluate $(W)/swap-64.safetensors --label "drawn, unpaired (the paper)" --pairs 1000 -o $(R)/swap-64.json --figures $(R)/swap-64
+	$(BIN)/expr-lib evaluate $(W)/moved-64.safetensors --label "moved, takes, E at 64 px" --pairs 1000 -o $(R)/moved-64.json --figures $(R)/moved-64
+	$(BIN)/expr-lib evaluate --label "moved, takes" --pairs 100 --size 256 -o $(R)/moved-128-at-256.json
+	$(BIN)/expr-lib evaluate --label "moved, takes" --pairs 1000 -o $(R)/moved-128.json --figures $(R)/moved-128 \
+	  --beside $(R)/moved-128-at-256.json $(R)/moved-64.json $(R)/swap-64.json --readme README.md
 	@mkdir -p build && $(BIN)/papermill --cwd notebooks notebooks/00_start_here.ipynb build/00_start_here.ipynb
 	@cp build/notebooks/00_start_here/swap.png notebooks/figures/swap.png
 

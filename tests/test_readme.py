@@ -14,8 +14,8 @@ from expr_lib.measure.evaluate import MARKERS, markdown_table
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / x for x in ("README.md", "CONTRIBUTING.md", "expr_lib/README.md", "benchmarks/README.md")]
-RESULTS = ROOT / "benchmarks" / "results" / "moved-64.json"
-BESIDE = ROOT / "benchmarks" / "results" / "swap-64.json"
+RESULTS = ROOT / "benchmarks" / "results" / "moved-128.json"
+BESIDE = [RESULTS.with_name(f"{name}.json") for name in ("moved-128-at-256", "moved-64", "swap-64")]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -47,7 +47,8 @@ def test_the_course_table_is_that_of_the_notebooks():
 def test_the_results_table_is_that_of_the_result_file():
     text = (ROOT / "README.md").read_text()
     table = text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip()
-    assert table == markdown_table(json.loads(RESULTS.read_text()), [json.loads(BESIDE.read_text())]).strip()
+    results, *beside = (json.loads(path.read_text()) for path in (RESULTS, *BESIDE))
+    assert table == markdown_table(results, beside).strip()
 
 
 def test_the_results_are_those_of_the_shipped_weights_and_the_command_beside_them():

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from expr_lib.errors import InputError
 
 if TYPE_CHECKING:
+    from expr_lib.blocks import ModelConfig
     from expr_lib.faces.plan import FacePlan
     from expr_lib.faces.render import Renderer
     from expr_lib.measure.dlib_judge import DlibJudge
     from expr_lib.measure.judges import Judges
-    from expr_lib.model import ModelConfig
 
 HELD_OUT_SEED = 4610
 """Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""

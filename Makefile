@@ -83,6 +83,7 @@ results: $(READY)
 	$(BIN)/expr-lib evaluate --label "moved, takes" --pairs 100 --size 256 -o $(R)/moved-128-at-256.json
 	$(BIN)/expr-lib evaluate --label "moved, takes" --pairs 1000 -o $(R)/moved-128.json --figures $(R)/moved-128 \
 	  --beside $(R)/moved-128-at-256.json $(R)/moved-64.json $(R)/swap-64.json --readme README.md
+	$(BIN)/python benchmarks/cards.py
 	@mkdir -p build && $(BIN)/papermill --cwd notebooks notebooks/00_start_here.ipynb build/00_start_here.ipynb
 	@cp build/notebooks/00_start_here/swap.png notebooks/figures/swap.png
 

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import cards
 import pytest
 
 from expr_lib import SHIPPED
@@ -54,3 +55,8 @@ def test_the_results_table_is_that_of_the_result_file():
 def test_the_results_are_those_of_the_shipped_weights_and_the_command_beside_them():
     about = json.loads(RESULTS.read_text())["about"]
     assert about["checkpoint"] == SHIPPED.name and about["command"].startswith("expr-lib evaluate --pairs ")
+
+
+@pytest.mark.parametrize("name", cards.TABLES)
+def test_the_numbers_of_a_model_card_are_those_of_the_result_files(name):
+    assert (ROOT / "expr_lib" / "weights" / f"{name}.md").read_text() == cards.written(name)

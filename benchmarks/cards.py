@@ -41,7 +41,7 @@ def table(columns: dict[str, str]) -> str:
     first = next(iter(found.values()))
     shown = {column: one["rows"]["ours"] for column, one in found.items()}
     shown |= {row: first["rows"][row] for row in ("copy-input", "true render")}
-    rows = {name: {column: measured[name] for column, measured in shown.items()} for name in MEASURES}
+    rows = {name: {column: measured.get(name) for column, measured in shown.items()} for name in MEASURES}
     rows["psnr of self-reconstruction"] = {
         column: one["rows"]["self-reconstruction"]["psnr"] for column, one in found.items()
     }

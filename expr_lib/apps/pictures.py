@@ -22,7 +22,7 @@ def swap(
     b: Annotated[Positional[Path], arg(metavar="B")],
     out: Output = Path("swap.png"),
     inputs: bool = False,
-    only: tuple[str, ...] = (),
+    only: Annotated[tuple[str, ...], arg(metavar="AU ...", help_behavior_hint="")] = (),
     amount: float = 1.0,
     photographs: bool = False,
     which: Which = Choice(),  # noqa: B008 (frozen)
@@ -83,7 +83,9 @@ def swap(
 
 def express(
     image: Annotated[Positional[Path], arg(metavar="FACE")],
-    intensities: Annotated[Positional[tuple[str, ...]], arg(metavar="AU=INTENSITY")],
+    intensities: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="AU=INTENSITY ...", help_behavior_hint="(required)")
+    ],
     out: Output = Path("express.png"),
     from_rest: bool = False,
     photographs: bool = False,

@@ -13,7 +13,18 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, second_judge, unmet_judges
-from expr_lib.apps.options import Checkpoint, Output, Which, count, device_of, input_errors, may_write
+from expr_lib.apps.options import (
+    Checkpoint,
+    NoFile,
+    NoNumber,
+    NoText,
+    Output,
+    Which,
+    count,
+    device_of,
+    input_errors,
+    may_write,
+)
 from expr_lib.errors import InputError
 from expr_lib.importers.choose import Choice
 
@@ -68,7 +79,9 @@ def import_command() -> Callable[..., None]:
 
 
 def align(
-    photographs: Annotated[Positional[tuple[Path, ...]], arg(metavar="PHOTOGRAPH")],
+    photographs: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="PHOTOGRAPH ...", help_behavior_hint="(required)")
+    ],
     out: Output = Path("aligned"),
     size: int = 256,
     which: Which = Choice(),  # noqa: B008 (frozen)
@@ -85,6 +98,8 @@ def align(
     """
     from expr_lib.importers.sheet import align_all
 
+    if not photographs:
+        raise InputError("PHOTOGRAPH: found nothing, expected image files, or folders of them")
     count("--size", size, 16, 1024)
     may_write("--out", out, folder=True)
     with input_errors():
@@ -99,7 +114,7 @@ def train_command() -> Callable[..., None]:
     def train(
         data: Annotated[Positional[Path], arg(metavar="DATA")] = Path("runs/faces"),
         run: Path = Path("runs/swap"),
-        start_from: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None,
+        start_from: Annotated[Path | None, arg(metavar="CHECKPOINT", help_behavior_hint="")] = None,
         allow_changes: bool = False,
         config: Annotated[training.TrainConfig, arg(name="")] = training.TrainConfig(),  # noqa: B008 (frozen)
     ) -> None:
@@ -147,11 +162,11 @@ def evaluate(
     out: Output = Path("build/evaluate.json"),
     pairs: int = 500,
     seed: int = HELD_OUT_SEED,
-    figures: Path | None = None,
-    readme: Path | None = None,
-    size: int | None = None,
-    beside: tuple[Path, ...] = (),
-    label: str | None = None,
+    figures: NoFile = None,
+    readme: NoFile = None,
+    size: NoNumber = None,
+    beside: Annotated[tuple[Path, ...], arg(metavar="PATH ...", help_behavior_hint="")] = (),
+    label: NoText = None,
     second_identity_judge: bool = False,
     device: str = "auto",
 ) -> None:

@@ -95,6 +95,8 @@ results: $(READY)
 	$(BIN)/expr-lib evaluate expr_lib/weights/swap-64.safetensors --label "drawn, unpaired (the paper)" --pairs 1000 -o $(R)/swap-64.json --figures $(R)/swap-64
 	$(BIN)/expr-lib evaluate --label "moved, takes" --pairs 1000 -o $(R)/moved-64.json --figures $(R)/moved-64 --beside $(R)/swap-64.json --readme README.md
 	$(BIN)/expr-lib evaluate --label "moved, takes, at 256 px" --pairs 100 --size 256 -o $(R)/moved-64-at-256.json
+	$(BIN)/expr-lib card $(R)/moved-64.json expr_lib/weights/moved-64.md --beside $(R)/moved-64-at-256.json $(R)/swap-64.json
+	$(BIN)/expr-lib card $(R)/swap-64.json expr_lib/weights/swap-64.md
 	@mkdir -p build && $(BIN)/papermill --cwd notebooks notebooks/00_start_here.ipynb build/00_start_here.ipynb
 	@cp build/notebooks/00_start_here/swap.png notebooks/figures/swap.png
 

@@ -33,7 +33,7 @@ from expr_lib.moving import Free, as_map, twice
 
 @dataclass(frozen=True)
 class Weights:
-    """Weight of each loss of E and DG. The sister code has AU 1, adversary 1.2, cross-cycle 40, self 3."""
+    """Weight of each loss of E and DG. ADLD, by the same authors, has AU 1, adversary 1.2, cross-cycle 40, self 3."""
 
     au: float = 10.0  # AUs of real images
     hide_au: float = 8.0  # f_f must not contain the AU classes

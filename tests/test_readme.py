@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from expr_lib.apps import cli
-from expr_lib.measure.evaluate import MARKERS, markdown_table
+from expr_lib.measure.cards import folded_table, head
+from expr_lib.measure.evaluate import MARKERS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / x for x in ("README.md", "CONTRIBUTING.md", "expr_lib/README.md", "benchmarks/README.md")]
@@ -46,7 +48,36 @@ def test_the_course_table_is_that_of_the_notebooks():
 def test_the_results_table_is_that_of_the_result_file():
     text = (ROOT / "README.md").read_text()
     table = text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip()
-    assert table == markdown_table(json.loads(RESULTS.read_text()), [json.loads(BESIDE.read_text())]).strip()
+    assert table == folded_table(json.loads(RESULTS.read_text()), [json.loads(BESIDE.read_text())]).strip()
+    assert {line.count("|") for line in table.partition("<details>")[0].split("\n") if line} == {5}  # four columns
+
+
+@pytest.mark.parametrize("name", ["moved-64", "swap-64"])
+def test_a_model_card_has_the_numbers_of_its_result_file(name):
+    """`expr-lib card` writes the head, which a hub reads, and the tables."""
+    text = (ROOT / "expr_lib" / "weights" / f"{name}.md").read_text()
+    results = json.loads((RESULTS.parent / f"{name}.json").read_text())
+    assert text.startswith(head(name, results)) and "<details><summary>How it was made" in text
+    about = ModelCard(text).data
+    assert about.license == "apache-2.0" and about.pipeline_tag == "image-to-image"
+    reached = {one.metric_type: one.metric_value for one in about.eval_results}
+    assert reached["gain"] == pytest.approx(results["rows"]["ours"]["gain"]["value"], abs=1e-4)
+    besides = [[RESULTS.with_name("moved-64-at-256.json"), BESIDE], []][name == "swap-64"]
+    table = folded_table(results, [json.loads(path.read_text()) for path in besides])
+    assert text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip() == table.strip()
+
+
+def test_the_five_calls_run_as_printed(tmp_path, monkeypatch):
+    """The code on the method page, executed where it says: in the folder of the repository or of the course."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "expr_lib" / "README.md").read_text(), re.S)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    shape = (128, 128, 3)
+    assert names["a"].shape == names["b"].shape == names["swapped_a"].shape == names["smile"].shape == shape
+    assert (tmp_path / "smile.png").is_file() and names["au"].shape == (17,) and 0 <= names["au"].min()
+    assert abs(names["swapped_a"].astype(int) - names["a"]).max() > 30
 
 
 def test_the_results_are_those_of_the_shipped_weights_and_the_command_beside_them():

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "train": (research.train_command, "train a swapper on a data set"),
     "ship": (research.ship, "keep of a training checkpoint what a swap needs"),
     "judges": (research.judges_command, "train the judges that measure a swap"),
+    "card": (research.card, "write the head and the tables of a model card from a result file"),
     "evaluate": (research.evaluate, "measure a swapper on held-out people"),
 }
 NEED_AN_IMPORT = (research.faces_command, research.import_command, research.train_command, research.judges_command)

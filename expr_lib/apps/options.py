@@ -23,6 +23,7 @@ Which = Annotated[Choice, arg(name="")]  # --largest and --face, of every comman
 Checkpoint = Annotated[Path, arg(help_behavior_hint="(default: the shipped ones)")]
 NoFile = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]  # an option that is off by default
 NoNumber = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+Files = Annotated[tuple[Path, ...], arg(metavar="PATH ...", help_behavior_hint="")]
 NoText = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 
 ADVICE = {
@@ -37,6 +38,11 @@ ADVICE = {
     errno.EISDIR: "expected the name of a file",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+
+def several(name: str) -> Any:
+    """How a positional argument that stands for one or more values appears in the help."""
+    return arg(metavar=f"{name} ...", help_behavior_hint="(required)")
 
 
 def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Callable[[], Any]:

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
-from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write
+from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write, several
 from expr_lib.errors import InputError
 from expr_lib.importers.choose import Choice
 
@@ -83,9 +83,7 @@ def swap(
 
 def express(
     image: Annotated[Positional[Path], arg(metavar="FACE")],
-    intensities: Annotated[
-        Positional[tuple[str, ...]], arg(metavar="AU=INTENSITY ...", help_behavior_hint="(required)")
-    ],
+    intensities: Annotated[Positional[tuple[str, ...]], several("AU=INTENSITY")],
     out: Output = Path("express.png"),
     from_rest: bool = False,
     photographs: bool = False,

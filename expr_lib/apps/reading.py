@@ -8,17 +8,17 @@ import io
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from expr_lib import SHIPPED
-from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write
+from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write, several
 from expr_lib.errors import InputError
 from expr_lib.files import replace_file
 from expr_lib.importers.choose import Choice
 
 
 def read(
-    faces: Annotated[Positional[tuple[Path, ...]], arg(metavar="FACE ...", help_behavior_hint="(required)")],
+    faces: Annotated[Positional[tuple[Path, ...]], several("FACE")],
     out: Output = Path("read.csv"),
     photographs: bool = False,
     which: Which = Choice(),  # noqa: B008 (frozen)
@@ -47,7 +47,7 @@ def read(
     from expr_lib.importers.sheet import files_below
     from expr_lib.measure.familiar import load_familiar
     from expr_lib.measure.judges import load_judges
-    from expr_lib.swap import load
+    from expr_lib.swap import load, read_images
 
     files = [file for file, _ in files_below(faces, out)]
     if not files:
@@ -61,10 +61,8 @@ def read(
             image = read_image(file)
             face = align(image, swapper.config.size, which).face if photographs else square(image, swapper.config.size)
         seen = to_float(torch.from_numpy(face)[None]).permute(0, 3, 1, 2)  # (1, S, S, 3) -> (1, 3, S, S)
-        with torch.inference_mode():
-            au = swapper.intensities(swapper.read_au(seen)[0])[0]  # (n,)
-            strayed = familiar.distance(seen)[0]
-        writer.writerow([file, f"{float(strayed):.3f}", *(f"{float(x):.3f}" for x in au)])
+        numbers = [float(familiar.distance(seen)), *read_images(swapper, face)]
+        writer.writerow([file, *(f"{x:.3f}" for x in numbers)])
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, table.getvalue().encode())
     print(f"{out}: {len(swapper.au_names)} action units of {len(files)} {'image' if len(files) == 1 else 'images'}")

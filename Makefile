@@ -1,6 +1,7 @@
-# make demo    two faces exchange expressions, the true answer beside them      (first time 2-5 minutes, then seconds)
+# make demo    two faces exchange expressions, the true answer beside them      (first time a few minutes, then seconds)
 # make test    everything that must hold: lint, types, tests, notebooks
-# make lab     JupyterLab, with notebook 00 open
+# make check   lint, types and the fast tests: about a minute
+# make lab     JupyterLab, with notebook 00 open; more arguments: make lab ARGS="--no-browser --ip=0.0.0.0"
 # make app     the expression mixer as a page of its own, in the browser
 # make page    the mixer as a static web page, computed in the browser: build/page  (needs npm)
 # make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
@@ -13,26 +14,36 @@
 
 PYTHON ?= python3
 VENV   := .venv
+DEMO   := $(VENV)/.demo
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 GRADER := .venv-grading
 SHELL  := /bin/bash
+# What Jupyter writes about the Python that ran a notebook, beside outputs and counts, is no change for git.
+STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "$(addprefix metadata.language_info.,version mimetype file_extension codemirror_mode nbconvert_exporter pygments_lexer)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lab app page book chromium results bench assignments grade clean
+.PHONY: help setup demo test check lint lab app page book chromium results bench assignments grade clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
 setup: $(READY)
 
-# A virtual environment with everything pinned; made again only when the list of packages changes or Python has gone.
-$(READY): pyproject.toml constraints.txt $(if $(shell $(BIN)/python -c 1 2>/dev/null && echo ok),,rebuild)
+# A virtual environment with what the demo needs, pinned; made again only when the list of packages changes or Python has gone.
+$(DEMO): pyproject.toml constraints.txt $(if $(shell $(BIN)/python -c 1 2>/dev/null && echo ok),,rebuild)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.10 to 3.13 is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@$(BIN)/python -c 1 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing the pinned packages into $(VENV) (a minute or two on a fast line) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+# ... and, for everything else, with the course and the tools. Git then sees notebooks without outputs (.gitattributes).
+$(READY): $(DEMO)
+	@echo "Installing the packages of the course and the tests ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[course,dev]"
+	@git config filter.nbstripout.clean '$(STRIP)' 2>/dev/null || true
 	@touch $@
 
 # nbgrader adds panels to JupyterLab, so it lives in an environment of its own.
@@ -45,14 +56,14 @@ $(GRADER)/.ready: pyproject.toml constraints.txt $(if $(shell $(GRADER)/bin/pyth
 .PHONY: rebuild
 rebuild:
 
-demo: $(READY)
+demo: $(DEMO)
 	@$(BIN)/expr-lib demo
 
 lab: $(READY)
-	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. $(ARGS) notebooks/00_start_here.ipynb
 
 app: $(READY)
-	@$(BIN)/voila notebooks/app/mixer.ipynb --Voila.config_file_paths=notebooks/app
+	@$(BIN)/expr-lib app $(ARGS)
 
 page: $(READY)
 	@$(BIN)/expr-lib page -o build/page
@@ -71,6 +82,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+FAST := environment ecosystem readme images losses model step swap checkpoint datasets plots head
+check: lint
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -q -n 2 $(wildcard $(FAST:%=tests/test_%.py))
+
 # One thread for each test process: two processes share two cores better than four threads do.
 test: lint $(GRADER)/.ready chromium
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --durations=15
@@ -83,7 +98,9 @@ results: $(READY)
 	$(BIN)/expr-lib evaluate --label "moved, takes" --pairs 100 --size 256 -o $(R)/moved-128-at-256.json
 	$(BIN)/expr-lib evaluate --label "moved, takes" --pairs 1000 -o $(R)/moved-128.json --figures $(R)/moved-128 \
 	  --beside $(R)/moved-128-at-256.json $(R)/moved-64.json $(R)/swap-64.json --readme README.md
-	$(BIN)/python benchmarks/cards.py
+	$(BIN)/expr-lib card $(R)/moved-128.json $(W)/moved-128.md --beside $(R)/moved-128-at-256.json $(R)/moved-64.json $(R)/scratch-64.json $(R)/swap-64.json
+	$(BIN)/expr-lib card $(R)/moved-64.json $(W)/moved-64.md --beside $(R)/swap-64.json
+	$(BIN)/expr-lib card $(R)/swap-64.json $(W)/swap-64.md
 	@mkdir -p build && $(BIN)/papermill --cwd notebooks notebooks/00_start_here.ipynb build/00_start_here.ipynb
 	@cp build/notebooks/00_start_here/swap.png notebooks/figures/swap.png
 

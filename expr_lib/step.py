@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from tyro.conf import arg
 
 from expr_lib import model, processes
 from expr_lib.blocks import ModelConfig
@@ -32,14 +33,14 @@ from expr_lib.moving import Free, as_map, twice
 
 @dataclass(frozen=True)
 class Weights:
-    """Weight of each loss of E and DG. The sister code has AU 1, adversary 1.2, cross-cycle 40, self 3."""
+    """Weight of each loss of E and DG. ADLD, by the same authors, has AU 1, adversary 1.2, cross-cycle 40, self 3."""
 
     au: float = 10.0  # AUs of real images
     hide_au: float = 8.0  # f_f must not contain the AU classes
     hide_subject: float = 0.1  # f_r must not contain the subject
-    self_: float = 40.0  # self-reconstruction, L1
+    self_: Annotated[float, arg(name="self")] = 40.0  # self-reconstruction, L1
     cycle: float = 60.0  # cross-cycle, L1
-    realism: float = 1.0
+    realism: float = 1.0  # swaps look like real images
     swap: float = 1.0  # swap consistency
     guide: float = 3.0  # the frozen AU branch must read the AUs of b from the swap
     agree_f: float = 0.5  # the swap keeps a's f_f
@@ -95,10 +96,10 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 if the hardware multiplies it, else fp32
     device: Literal["auto", "cpu"] = "auto"  # auto: the accelerator (CUDA, MPS) if there is one
     compile: bool = False  # torch.compile of E, G and D; takes minutes, so for long runs on a GPU
-    seed: int = 0
-    log_every: int = 20
-    sample_every: int = 500
-    save_every: int = 500
+    seed: int = 0  # of the weights, the order of the images and the noise
+    log_every: int = 20  # steps between two rows of log.csv
+    sample_every: int = 500  # steps between two sample grids
+    save_every: int = 500  # steps between two checkpoints
     n_samples: int = 8  # pairs in each sample grid
     weights: Weights = field(default_factory=Weights)
     take_weights: TakeWeights = field(default_factory=TakeWeights)

@@ -15,6 +15,7 @@ from expr_lib.datasets import NUMBER, to_float, to_uint8
 from expr_lib.errors import InputError
 from expr_lib.facs import MAX_INTENSITY
 from expr_lib.model import Swapper, mix
+from expr_lib.moving import resize
 
 
 def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Swapper:
@@ -99,6 +100,14 @@ def rest_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray | N
     """Predicted faces at rest, for images as in :func:`swap_images`; None for the drawing generator."""
     face = swapper.rest(swapper.encode(_faces(swapper, "face", images))[0])
     return None if face is None else _pixels(face, images)
+
+
+@torch.inference_mode()
+def read_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray:
+    """The AU intensities that the AU branch reads from faces as in :func:`swap_images` -> (B, n) or (n,) in [0, 5]."""
+    faces = resize(_faces(swapper, "face", images), swapper.config.size)
+    au = swapper.intensities(swapper.read_au(faces)[0])
+    return au.reshape(*images.shape[:-3], -1).float().cpu().numpy()
 
 
 def _faces(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:

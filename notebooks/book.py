@@ -118,8 +118,9 @@ def page(notebook: nbformat.NotebookNode, name: str, names: list[str], out: Path
 
 def text_page(source: Path, here: Path, out: Path, made: set[Path]) -> str:
     """HTML of a Markdown file; that of the README is the first page of the book."""
-    html = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(source.read_text(encoding="utf-8")))
-    title = re.search(r"^# (.*)", source.read_text(encoding="utf-8"), re.MULTILINE)
+    text = re.sub(r"\A---\n.*?\n---\n", "", source.read_text(encoding="utf-8"), flags=re.DOTALL)  # head of a model card
+    html = re.sub(r'<a class="anchor-link".*?</a>', "", markdown2html(text))
+    title = re.search(r"^# (.*)", text, re.MULTILINE)
     html = with_links(html, source.parent, here, out, made)
     if here != out / "index.html":
         contents = Path(os.path.relpath(out / "index.html", here.parent)).as_posix()

@@ -11,6 +11,8 @@ from urllib.error import HTTPError
 import nbformat
 from browser import served
 
+from expr_lib.apps import course
+
 APP = Path(__file__).parents[1] / "notebooks" / "app"
 
 
@@ -43,6 +45,11 @@ def test_places_are_limited_and_come_back(tmp_path, monkeypatch):
         assert status == 200
 
 
-def test_make_app_starts_with_the_limits():
-    makefile = (APP.parents[1] / "Makefile").read_text()
-    assert "voila notebooks/app/mixer.ipynb --Voila.config_file_paths=notebooks/app" in makefile
+def test_the_app_starts_with_the_limits(monkeypatch):
+    import voila.app
+
+    monkeypatch.setattr(voila.app, "main", lambda arguments: started.extend(arguments))
+    started: list[str] = []
+    course.app(port=1234, browser=False)
+    limits = f"--Voila.config_file_paths={APP}"
+    assert started == [str(APP / "mixer.ipynb"), limits, "--port=1234", "--no-browser"]

@@ -13,6 +13,7 @@ from expr_lib.errors import InputError
 from expr_lib.faces.parameters import Views
 from expr_lib.faces.sample import sample_views
 from expr_lib.facs import AU_NAMES
+from expr_lib.measure.cards import folded_table, update_tables
 from expr_lib.measure.evaluate import (
     MARKERS,
     MEASURES,
@@ -23,7 +24,6 @@ from expr_lib.measure.evaluate import (
     evaluate,
     markdown_table,
     pose_gap,
-    update_readme_table,
     write_results,
 )
 
@@ -254,9 +254,9 @@ def test_results_are_json_and_the_readme_holds_their_table(oracle, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{MARKERS[0]}\nold\n{MARKERS[1]}\nafter\n")
     for _ in range(2):  # a second time changes nothing
-        update_readme_table(readme, oracle)
+        update_tables(readme, oracle)
         text = readme.read_text()
-        assert text == f"before\n{MARKERS[0]}\n{markdown_table(oracle)}\n{MARKERS[1]}\nafter\n"
+        assert text == f"before\n{MARKERS[0]}\n{folded_table(oracle)}\n{MARKERS[1]}\nafter\n"
     lines = markdown_table(oracle).splitlines()
     assert {line.count("|") for line in lines[: 2 + len(ROWS)]} == {len(MEASURES) + 2}
     assert lines[2].startswith("| **ours** | 1.00 (1.00 – 1.00) | 1.00 ")
@@ -264,7 +264,7 @@ def test_results_are_json_and_the_readme_holds_their_table(oracle, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "metrics.json"]
     readme.write_text("no table")
     with pytest.raises(ValueError, match=r"README.md: found no pair of lines"):
-        update_readme_table(readme, oracle)
+        update_tables(readme, oracle)
     assert readme.read_text() == "no table"
 
 

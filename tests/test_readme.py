@@ -6,17 +6,21 @@ import json
 import re
 from pathlib import Path
 
-import cards
 import pytest
+from huggingface_hub import ModelCard
 
 from expr_lib import SHIPPED
 from expr_lib.apps import cli
-from expr_lib.measure.evaluate import MARKERS, markdown_table
+from expr_lib.measure.cards import folded_table, head
+from expr_lib.measure.evaluate import MARKERS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / x for x in ("README.md", "CONTRIBUTING.md", "expr_lib/README.md", "benchmarks/README.md")]
-RESULTS = ROOT / "benchmarks" / "results" / "moved-128.json"
-BESIDE = [RESULTS.with_name(f"{name}.json") for name in ("moved-128-at-256", "moved-64", "swap-64")]
+FOLDER = ROOT / "benchmarks" / "results"
+TABLE = ("moved-128", "moved-128-at-256", "moved-64", "swap-64")  # of the README: first what is shipped
+CARDS = {
+    "moved-128": ("moved-128-at-256", "moved-64", "scratch-64", "swap-64"), "moved-64": ("swap-64",), "swap-64": (),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -48,15 +52,38 @@ def test_the_course_table_is_that_of_the_notebooks():
 def test_the_results_table_is_that_of_the_result_file():
     text = (ROOT / "README.md").read_text()
     table = text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip()
-    results, *beside = (json.loads(path.read_text()) for path in (RESULTS, *BESIDE))
-    assert table == markdown_table(results, beside).strip()
+    results, *beside = (json.loads((FOLDER / f"{name}.json").read_text()) for name in TABLE)
+    assert table == folded_table(results, beside).strip()
+    assert {line.count("|") for line in table.partition("<details>")[0].split("\n") if line} == {5}  # four columns
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_model_card_has_the_numbers_of_its_result_file(name):
+    """`expr-lib card` writes the head, which a hub reads, and the tables."""
+    text = (ROOT / "expr_lib" / "weights" / f"{name}.md").read_text()
+    results, *beside = (json.loads((FOLDER / f"{one}.json").read_text()) for one in (name, *CARDS[name]))
+    assert text.startswith(head(name, results)) and "<details><summary>How it was made" in text
+    about = ModelCard(text).data
+    assert about.license == "apache-2.0" and about.pipeline_tag == "image-to-image"
+    reached = {one.metric_type: one.metric_value for one in about.eval_results}
+    assert reached["gain"] == pytest.approx(results["rows"]["ours"]["gain"]["value"], abs=1e-4)
+    table = folded_table(results, beside)
+    assert text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip() == table.strip()
+
+
+def test_the_five_calls_run_as_printed(tmp_path, monkeypatch):
+    """The code on the method page, executed where it says: in the folder of the repository or of the course."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "expr_lib" / "README.md").read_text(), re.S)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    shape = (128, 128, 3)
+    assert names["a"].shape == names["b"].shape == names["swapped_a"].shape == names["smile"].shape == shape
+    assert (tmp_path / "smile.png").is_file() and names["au"].shape == (17,) and 0 <= names["au"].min()
+    assert abs(names["swapped_a"].astype(int) - names["a"]).max() > 30
 
 
 def test_the_results_are_those_of_the_shipped_weights_and_the_command_beside_them():
-    about = json.loads(RESULTS.read_text())["about"]
+    about = json.loads((FOLDER / f"{TABLE[0]}.json").read_text())["about"]
     assert about["checkpoint"] == SHIPPED.name and about["command"].startswith("expr-lib evaluate --pairs ")
-
-
-@pytest.mark.parametrize("name", cards.TABLES)
-def test_the_numbers_of_a_model_card_are_those_of_the_result_files(name):
-    assert (ROOT / "expr_lib" / "weights" / f"{name}.md").read_text() == cards.written(name)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from expr_lib import __version__
-from expr_lib.apps import demo, page, pictures, research
+from expr_lib.apps import course, demo, page, pictures, reading, research
 from expr_lib.apps.options import one_line, parse
 from expr_lib.errors import InputError
 
@@ -18,6 +18,9 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo.demo, "swap held-out faces with the shipped weights; picture and numbers in build/demo"),
     "swap": (pictures.swap, "swap the expressions of two image files"),
     "express": (pictures.express, "give a face an expression by numbers, such as AU12=4"),
+    "read": (reading.read, "read the action units of faces into a table"),
+    "course": (course.course, "copy the course into a folder: notebooks, data and assignments"),
+    "app": (course.app, "mix expressions with sliders, in the browser"),
     "page": (page.page, "write a web page that mixes faces in the browser, without a server that computes"),
     "faces": (research.faces_command, "render a data set of faces with known action units"),
     "import": (
@@ -28,6 +31,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "train": (research.train_command, "train a swapper on a data set"),
     "ship": (research.ship, "keep of a training checkpoint what a swap needs"),
     "judges": (research.judges_command, "train the judges that measure a swap"),
+    "card": (research.card, "write the head and the tables of a model card from a result file"),
     "evaluate": (research.evaluate, "measure a swapper on held-out people"),
 }
 NEED_AN_IMPORT = (research.faces_command, research.import_command, research.train_command, research.judges_command)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial, wraps
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,10 @@ from expr_lib.importers.choose import Choice
 Output = Annotated[Path, arg(aliases=["-o"])]
 Which = Annotated[Choice, arg(name="")]  # --largest and --face, of every command that finds faces
 Checkpoint = Annotated[Path, arg(help_behavior_hint="(default: the shipped ones)")]
+NoFile = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]  # an option that is off by default
+NoNumber = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+Files = Annotated[tuple[Path, ...], arg(metavar="PATH ...", help_behavior_hint="")]
+NoText = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 
 ADVICE = {
     errno.ENOSPC: "make room and run the same command again",
@@ -33,6 +38,11 @@ ADVICE = {
     errno.EISDIR: "expected the name of a file",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+
+def several(name: str) -> Any:
+    """How a positional argument that stands for one or more values appears in the help."""
+    return arg(metavar=f"{name} ...", help_behavior_hint="(required)")
 
 
 def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Callable[[], Any]:
@@ -70,8 +80,22 @@ def _as_typed(message: str, arguments: Sequence[str]) -> str:
     return message
 
 
+def needed(module: str) -> str:
+    """What to install for a module that is missing: the extra that brings it, as a user of the package types it."""
+    try:
+        declared = [re.fullmatch(r"([\w-]+).*; extra == ['\"](\w+)['\"]", text) for text in requires("expr-lib") or []]
+    except PackageNotFoundError:
+        declared = []
+    for found in filter(None, declared):
+        if found[1].replace("-", "_") == module and found[2] != "dev":
+            return f'this command needs {module}: pip install "expr-lib[{found[2]}]"'
+    return f"found no module {module}, expected it to be installed: pip install expr-lib"
+
+
 def one_line(error: BaseException) -> str:
     """An error in one line; of the system's own: which file, what happened, what to do."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return needed(error.name.partition(".")[0])
     text = " ".join(str(error).split())
     if not (isinstance(error, OSError) and text.startswith("[Errno")):
         return text

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
-from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write
+from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write, several
 from expr_lib.errors import InputError
 from expr_lib.importers.choose import Choice
 
@@ -22,7 +22,7 @@ def swap(
     b: Annotated[Positional[Path], arg(metavar="B")],
     out: Output = Path("swap.png"),
     inputs: bool = False,
-    only: tuple[str, ...] = (),
+    only: Annotated[tuple[str, ...], arg(metavar="AU ...", help_behavior_hint="")] = (),
     amount: float = 1.0,
     photographs: bool = False,
     which: Which = Choice(),  # noqa: B008 (frozen)
@@ -83,7 +83,7 @@ def swap(
 
 def express(
     image: Annotated[Positional[Path], arg(metavar="FACE")],
-    intensities: Annotated[Positional[tuple[str, ...]], arg(metavar="AU=INTENSITY")],
+    intensities: Annotated[Positional[tuple[str, ...]], several("AU=INTENSITY")],
     out: Output = Path("express.png"),
     from_rest: bool = False,
     photographs: bool = False,

@@ -13,7 +13,20 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, measured_size, second_judge, unmet_judges
-from expr_lib.apps.options import Checkpoint, Output, Which, count, device_of, input_errors, may_write
+from expr_lib.apps.options import (
+    Checkpoint,
+    Files,
+    NoFile,
+    NoNumber,
+    NoText,
+    Output,
+    Which,
+    count,
+    device_of,
+    input_errors,
+    may_write,
+    several,
+)
 from expr_lib.errors import InputError
 from expr_lib.importers.choose import Choice
 
@@ -68,7 +81,7 @@ def import_command() -> Callable[..., None]:
 
 
 def align(
-    photographs: Annotated[Positional[tuple[Path, ...]], arg(metavar="PHOTOGRAPH")],
+    photographs: Annotated[Positional[tuple[Path, ...]], several("PHOTOGRAPH")],
     out: Output = Path("aligned"),
     size: int = 256,
     which: Which = Choice(),  # noqa: B008 (frozen)
@@ -85,6 +98,8 @@ def align(
     """
     from expr_lib.importers.sheet import align_all
 
+    if not photographs:
+        raise InputError("PHOTOGRAPH: found nothing, expected image files, or folders of them")
     count("--size", size, 16, 1024)
     may_write("--out", out, folder=True)
     with input_errors():
@@ -99,7 +114,7 @@ def train_command() -> Callable[..., None]:
     def train(
         data: Annotated[Positional[Path], arg(metavar="DATA")] = Path("runs/faces"),
         run: Path = Path("runs/swap"),
-        start_from: Annotated[Path | None, arg(metavar="CHECKPOINT")] = None,
+        start_from: Annotated[Path | None, arg(metavar="CHECKPOINT", help_behavior_hint="")] = None,
         allow_changes: bool = False,
         config: Annotated[training.TrainConfig, arg(name="")] = training.TrainConfig(),  # noqa: B008 (frozen)
     ) -> None:
@@ -147,11 +162,11 @@ def evaluate(
     out: Output = Path("build/evaluate.json"),
     pairs: int = 500,
     seed: int = HELD_OUT_SEED,
-    figures: Path | None = None,
-    readme: Path | None = None,
-    size: int | None = None,
-    beside: tuple[Path, ...] = (),
-    label: str | None = None,
+    figures: NoFile = None,
+    readme: NoFile = None,
+    size: NoNumber = None,
+    beside: Files = (),
+    label: NoText = None,
     second_identity_judge: bool = False,
     device: str = "auto",
 ) -> None:
@@ -177,13 +192,14 @@ def evaluate(
     import matplotlib
 
     from expr_lib.faces.render import load_renderer
+    from expr_lib.measure import cards
     from expr_lib.measure import evaluate as measure
     from expr_lib.measure.report import write_report
     from expr_lib.swap import load
 
     matplotlib.use("Agg")
     if readme is not None:
-        measure.find_table(readme)  # now, not after the measurement
+        cards.find_table(readme)  # now, not after the measurement
     others = [measure.read_results(path) for path in beside]
     device = device_of(device)
     swapper, renderer = load(checkpoint, device), load_renderer(device)
@@ -216,8 +232,27 @@ def evaluate(
     measure.write_results(out, results)
     written = write_report(out.with_suffix(".md"), results, figures, swapper, plan, renderer)
     if readme is not None:
-        measure.update_readme_table(readme, results, others)
+        cards.update_tables(readme, results, others)
     print(f"{measure.markdown_table(results, others)}\n\n" + "\n".join(map(str, [out, *written])))
+
+
+def card(
+    results: Annotated[Positional[Path], arg(metavar="RESULTS")],
+    model_card: Annotated[Positional[Path], arg(metavar="CARD")],
+    beside: Files = (),
+) -> None:
+    """Write the head and the tables of a model card from a result file; what it says in words stays. Extra `train`.
+
+    Args:
+        results: JSON file that `expr-lib evaluate` wrote.
+        model_card: Markdown file beside the weights, with the two lines between which the tables stand.
+        beside: result files of other checkpoints that the table shows too.
+    """
+    from expr_lib.measure.cards import update_tables
+    from expr_lib.measure.evaluate import read_results
+
+    update_tables(model_card, read_results(results), [read_results(path) for path in beside], card=True)
+    print(model_card)
 
 
 def ship(

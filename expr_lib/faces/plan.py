@@ -26,12 +26,12 @@ PORTION = 16 * 128 * 128
 class FacesConfig:
     """A data set of rendered faces; the same config gives the same people and expressions."""
 
-    n_subjects: int = 400
-    images_per_subject: int = 40
-    size: int = 64
-    seed: int = 0
-    val: float = 0.1  # share of subjects
-    test: float = 0.1
+    n_subjects: int = 400  # people
+    images_per_subject: int = 40  # images of each person
+    size: int = 64  # pixels a side
+    seed: int = 0  # of the people and their expressions
+    val: float = 0.1  # share of the people who are kept for validation
+    test: float = 0.1  # share of the people who are kept for the test
     images_per_take: int = 1  # images per person and view; if above 1, the first shows the face at rest
 
     def __post_init__(self) -> None:

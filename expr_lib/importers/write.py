@@ -52,8 +52,8 @@ class ImportConfig:
     find_faces: bool = False  # find landmarks that a source lacks (extra photographs), else crop the centre
     largest: bool = False  # with find_faces, of several faces take the largest
     face: int = 0  # with find_faces, of several faces take this one, counted from 1 from left to right
-    val: float = 0.1  # share of the people, if the source has no splits
-    test: float = 0.1
+    val: float = 0.1  # share of the people who are kept for validation, if the source has no splits
+    test: float = 0.1  # share of the people who are kept for the test, if the source has no splits
     seed: int = 0  # of the splits
     processes: int = 0  # 0 = one per core
 

@@ -392,23 +392,3 @@ def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = (
     if command := results["about"].get("command"):
         lines += ["", f"Made by `{command}`."]
     return "\n".join(lines)
-
-
-def update_readme_table(readme: str | Path, results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> None:
-    """Put the table of ``results`` between the ``MARKERS`` of a Markdown file; ``InputError`` if it has none."""
-    readme = Path(readme)
-    text, begin, end = find_table(readme)
-    new = f"{text[: begin + len(MARKERS[0])]}\n{markdown_table(results, beside)}\n{text[end:]}"
-    replace_file(readme, new.encode())
-
-
-def find_table(readme: Path) -> tuple[str, int, int]:
-    """The text of a Markdown file and the positions of its ``MARKERS``; ``InputError`` if it has none."""
-    try:
-        text = readme.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{readme}: found bytes that are not UTF-8, expected a Markdown file") from None
-    begin, end = (text.find(marker) for marker in MARKERS)
-    if not 0 <= begin < end:
-        raise InputError(f"{readme}: found no pair of lines {MARKERS[0]!r} and {MARKERS[1]!r}, expected one")
-    return text, begin, end

@@ -42,14 +42,14 @@ from expr_lib.measure.metrics import icc31, pearson
 class JudgeConfig:
     """Settings for both judges; with the defaults, each takes some 8 minutes for 12,000 images on two CPU cores."""
 
-    epochs: int = 9
-    batch_size: int = 32
+    epochs: int = 9  # passes over the data
+    batch_size: int = 32  # images
     lr: float = 2e-3  # peak of the one-cycle schedule
-    weight_decay: float = 0.02
+    weight_decay: float = 0.02  # of AdamW
     scale: float = 20.0  # CosFace: the softmax of scale * (cosine - margin)
-    margin: float = 0.2
-    width: int = 32
-    seed: int = 0
+    margin: float = 0.2  # CosFace: what the cosine with the own class must exceed the others by
+    width: int = 32  # channels of the first layer
+    seed: int = 0  # of the weights, the order of the images and the changes to them
     bf16: bool = False  # faster on a GPU and on CPUs with matrix tiles, slower on others
 
     def __post_init__(self) -> None:

@@ -1,0 +1,68 @@
+"""``expr-lib read``: what the AU branch of a swapper reads from faces, as a table.
+
+Annotations are values here, tyro reads them: no ``from __future__ import annotations``.
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from expr_lib import SHIPPED
+from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write, several
+from expr_lib.errors import InputError
+from expr_lib.files import replace_file
+from expr_lib.importers.choose import Choice
+
+
+def read(
+    faces: Annotated[Positional[tuple[Path, ...]], several("FACE")],
+    out: Output = Path("read.csv"),
+    photographs: bool = False,
+    which: Which = Choice(),  # noqa: B008 (frozen)
+    checkpoint: Checkpoint = SHIPPED,
+) -> None:
+    """Read the intensity of each action unit, from 0 to 5, from each face into a table, one row for each image.
+
+    The largest centred square of an image is read; with --photographs the face is found first. The shipped weights have
+    seen rendered faces only: above 1, `unfamiliarity` says that a face is further from them than 99 of 100 renders.
+
+    Args:
+        faces: image files, or folders of them with all folders in these.
+        out: CSV file to write: file, unfamiliarity, and one column for each action unit.
+        photographs: find the face in each photograph (extra photographs).
+        which: one of several faces.
+        checkpoint: weights of the swapper (.safetensors).
+    """
+    may_write("--out", out, ending=".csv")
+    if which != Choice() and not photographs:
+        raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
+    import torch
+
+    from expr_lib.datasets import to_float
+    from expr_lib.images import read_image, square
+    from expr_lib.importers.align import align
+    from expr_lib.importers.sheet import files_below
+    from expr_lib.measure.familiar import load_familiar
+    from expr_lib.measure.judges import load_judges
+    from expr_lib.swap import load, read_images
+
+    files = [file for file, _ in files_below(faces, out)]
+    if not files:
+        raise InputError("FACE: found nothing, expected image files, or folders of them")
+    swapper, familiar = load(checkpoint), load_familiar(load_judges().identity)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["file", "unfamiliarity", *swapper.au_names])
+    for file in files:
+        with input_errors(f"{file}: " if photographs else ""):
+            image = read_image(file)
+            face = align(image, swapper.config.size, which).face if photographs else square(image, swapper.config.size)
+        seen = to_float(torch.from_numpy(face)[None]).permute(0, 3, 1, 2)  # (1, S, S, 3) -> (1, 3, S, S)
+        numbers = [float(familiar.distance(seen)), *read_images(swapper, face)]
+        writer.writerow([file, *(f"{x:.3f}" for x in numbers)])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, table.getvalue().encode())
+    print(f"{out}: {len(swapper.au_names)} action units of {len(files)} {'image' if len(files) == 1 else 'images'}")

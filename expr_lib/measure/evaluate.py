@@ -91,7 +91,7 @@ STRATA = {
 def evaluate(
     swapper: SwapMethod, plan: FacePlan, renderer: Renderer, judges: Judges, *, n_pairs: int = 500, seed: int = 0,
     split: str = "test", batch_size: int = 32, n_strata: int = 3, n_probe: int = 6000, n_moves: int = 32,
-    n_express: int = 100,
+    n_express: int = 0,
     n_resamples: int = 1000, device: str = "cpu", progress: bool = True, about: dict[str, Any] | None = None,
     second: DlibJudge | None = None,
 ) -> dict[str, Any]:  # fmt: skip

@@ -101,6 +101,7 @@ def test_the_makefile_and_conda_install_the_same_extras():
 EXTRA_OF = {
     "tools/distil_head.py": "anny",
     "tools/landmarks.py": "photographs",
+    "expr_lib/films.py": "films",
     "expr_lib/step.py": "train",
     "expr_lib/train.py": "train",
     "expr_lib/measure/cards.py": "train",
@@ -138,7 +139,7 @@ def test_every_import_is_declared(path):
 
 
 LAYERS = """
-errors facs files images processes blocks moving model losses schema tensors
+errors facs files images films processes blocks moving model losses schema tensors
 datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.choose importers.pose importers.align importers.sheet photographs

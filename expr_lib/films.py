@@ -10,11 +10,13 @@ Needs the extra ``films``: PyAV, whose wheels bring the codecs. Only folders of 
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -205,31 +207,44 @@ def read_picture(path: Path) -> np.ndarray:
 # -- films out -----------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def stop_on_interrupt() -> Iterator[Event]:
+    """Inside, Ctrl-C sets the event instead of raising, so that what was begun can be ended well.
+
+    In another thread than the main one, which signals do not reach, the event is never set.
+    """
+    stop = Event()
+    if current_thread() is not main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray] = ()) -> int:
     """Write frames (H, W, 3) uint8 of one size, as they come, as ``.mp4``, ``.gif`` or ``.webp`` -> how many.
 
-    ``KeyboardInterrupt`` while frames are made ends the film there: it is whole and has its name before the exception
-    goes on. ``sample`` are some of the frames, from which a GIF takes its 255 colours. MP4 needs even sides.
+    Ctrl-C ends the film after the frame that is being made; the file is whole then, too. ``sample`` are some frames, or
+    parts of them of one width, from which a GIF takes its colours. MP4 needs even sides.
     """
-    write = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}[path.suffix.lower()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    rest, interrupts, n = iter(images), list[KeyboardInterrupt](), 0
+    n = 0
+    with stop_on_interrupt() as stop, replacing(path) as file:
 
-    def until_interrupted() -> Iterator[np.ndarray]:
-        nonlocal n
-        try:
-            for image in rest:
+        def until_stopped() -> Iterator[np.ndarray]:
+            nonlocal n
+            for image in images:
                 n += 1
                 yield image
-        except KeyboardInterrupt as interrupt:
-            interrupts.append(interrupt)
+                if stop.is_set():
+                    return
 
-    with replacing(path) as file:
-        write(file, until_interrupted(), rate, sample)
+        WRITTEN[path.suffix.lower()](file, until_stopped(), rate, sample)
         if n == 0:
-            raise interrupts[0] if interrupts else ValueError(f"{path}: found no frame to write, expected one at least")
-    if interrupts:
-        raise interrupts[0]
+            raise ValueError(f"{path}: found no frame to write, expected one at least")
     return n
 
 
@@ -267,3 +282,6 @@ def _write_webp(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sa
         first.save(
             file, "WEBP", save_all=True, append_images=kept, duration=round(1000 * every / rate), loop=0, quality=85
         )
+
+
+WRITTEN = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}

@@ -149,8 +149,8 @@ importers.openface importers.pyfeat importers.rafd importers.table
 importers.write
 measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge
 measure.probes measure.evaluate measure.plots measure.report measure.cards
-apps.widget_parts apps.widgets apps.options apps.held_out apps.demo apps.page apps.pictures apps.reading apps.course
-apps.research apps.cli
+apps.widget_parts apps.widgets apps.options apps.held_out apps.demo apps.page apps.pictures apps.animate
+apps.reading apps.course apps.research apps.cli
 """.split()
 
 

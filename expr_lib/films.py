@@ -9,6 +9,7 @@ Needs the extra ``films``: PyAV, whose wheels bring the codecs. Only folders of 
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,8 @@ DEMUXERS = "avi,mov,mp4,matroska,webm"
 """Formats that are read, whatever a file's name is. Others, such as playlists, lead to other files or the network."""
 GIF_RATE = 25
 """Frames a second of a GIF or WebP, at most; of faster films every second, third, ... frame is kept. Our choice."""
+STILL = 6
+"""Of 255: a smaller change of a pixel is not written to a GIF. Our choice."""
 
 
 def pyav() -> Any:
@@ -262,26 +265,36 @@ def _write_mp4(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sam
 
 
 def _write_gif(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray]) -> None:
-    every = -(-rate // GIF_RATE)  # 30 frames a second -> every second one
-    kept = islice(images, 0, None, every)
+    kept, milliseconds = thinned(images, rate)
+    kept = held(kept)
     if (first := next(kept, None)) is None:
         return
     colours = Image.fromarray(np.concatenate(sample or [first])).quantize(255)
-    plain = (
-        Image.fromarray(image).quantize(palette=colours, dither=Image.Dither.NONE) for image in chain([first], kept)
-    )
-    next(plain).save(
-        file, "GIF", save_all=True, append_images=plain, duration=round(1000 * every / rate), loop=0, optimize=False
-    )
+    plain = (Image.fromarray(x).quantize(palette=colours, dither=Image.Dither.NONE) for x in chain([first], kept))
+    next(plain).save(file, "GIF", save_all=True, append_images=plain, duration=milliseconds, loop=0)
 
 
 def _write_webp(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray]) -> None:
-    every = -(-rate // GIF_RATE)
-    kept = map(Image.fromarray, islice(images, 0, None, every))
-    if (first := next(kept, None)) is not None:
-        first.save(
-            file, "WEBP", save_all=True, append_images=kept, duration=round(1000 * every / rate), loop=0, quality=85
-        )
+    kept, milliseconds = thinned(images, rate)
+    pictures = map(Image.fromarray, kept)
+    if (first := next(pictures, None)) is not None:
+        first.save(file, "WEBP", save_all=True, append_images=pictures, duration=milliseconds, loop=0, quality=85)
+
+
+def thinned(images: Iterator[np.ndarray], rate: Fraction) -> tuple[Iterator[np.ndarray], int]:
+    """Every k-th frame, so that at most ``GIF_RATE`` are left of a second; and for how many milliseconds each stays."""
+    every = math.ceil(rate / GIF_RATE)
+    return islice(images, 0, None, every), round(1000 * every / rate)
+
+
+def held(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Pixels that change by no more than ``STILL`` keep their value: a GIF stores what changes, noise too."""
+    shown = None
+    for image in images:
+        if shown is not None:
+            change = np.abs(image.astype(np.int16) - shown).max(-1, keepdims=True)  # (H, W, 1)
+            image = np.where(change > STILL, image, shown)
+        yield (shown := image)
 
 
 WRITTEN = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}

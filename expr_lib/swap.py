@@ -118,15 +118,15 @@ def read_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def read_f_r(swapper: Swapper, images: np.ndarray | Tensor) -> Tensor:
-    """The expressions of faces (B, S, S, 3) uint8, S the size at which the encoder looks -> f_r (B, n, d)."""
-    return swapper.read_au(_faces(swapper, "frames", images))[0]
+    """The expressions of faces as in :func:`swap_images` -> f_r (B, n, d)."""
+    return swapper.read_au(resize(_faces(swapper, "face", images), swapper.config.size))[0]
 
 
 def smoothed(f_r: Tensor, sigma: float) -> Tensor:
-    """A Gaussian over time, centred, so that nothing comes late: f_r (N, n, d) of N frames -> the same shape.
+    """f_r (N, n, d) of N frames, smoothed over time with a centred Gaussian, which causes no delay -> the same shape.
 
-    ``sigma`` is its standard deviation in frames; it ends at three of them, and the first and the last frame go on
-    beyond the ends. Our choice.
+    ``sigma`` is its standard deviation in frames, and it is cut off at three of them. The first and the last frame are
+    repeated beyond the ends. Our choice.
     """
     reach = math.ceil(3 * sigma)
     if reach == 0:
@@ -139,11 +139,12 @@ def smoothed(f_r: Tensor, sigma: float) -> Tensor:
 
 @torch.inference_mode()
 def driven(swapper: Swapper, own: Tensor, film: Tensor, absolute: bool = False) -> Tensor:
-    """What a film's expressions (N, n, d) make of a still's own, (1, n, d) -> f_r (N, n, d) in [-1, 1].
+    """The expressions of a film, (N, n, d), transferred to a still with its own, (1, n, d) -> f_r (N, n, d) in [-1, 1].
 
-    Relative: to the still's is added what each frame has more than the film's most neutral frame, the one from which
-    the AU branch reads the least intensity in all. How a person looks at rest, which f_r shows too, then stays with
-    each. ``absolute``: the frames' own. Our choice, after First Order Motion Model (Siarohin et al., NeurIPS 2019).
+    The motion is relative: the difference between each frame and the film's most neutral frame is added to the still's
+    own f_r. The most neutral frame is the one with the smallest sum of intensities, as the AU branch reads them. f_r
+    also tells how a face looks at rest, and this part of it then cancels. With ``absolute`` the result is f_r of the
+    frames. Our choice, after First Order Motion Model (Siarohin et al., NeurIPS 2019).
     """
     if absolute:
         return film
@@ -153,7 +154,7 @@ def driven(swapper: Swapper, own: Tensor, film: Tensor, absolute: bool = False) 
 
 @torch.inference_mode()
 def animated(swapper: Swapper, face: np.ndarray | Tensor, f_r: Tensor, batch: int = 16) -> Iterator[np.ndarray]:
-    """A still (R, R, 3) uint8 with each of the expressions f_r (N, n, d): N images of its shape, one after another.
+    """A still (R, R, 3) uint8 with each of the expressions f_r (N, n, d): yields N images of its shape.
 
     The still is encoded once. Raises ``InputError`` as :func:`swap_images` does.
     """

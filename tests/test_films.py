@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_importers import bring_in, files, places, write
+import torch
+from PIL import Image, ImageSequence
+from test_cli import fails
+from test_importers import bring_in, files, picture, places, write
 from test_layouts import fex, openface_cells, points_at, table, takes
 
-from expr_lib import films
+from expr_lib import checkpoint, films
+from expr_lib.apps import cli
 from expr_lib.errors import InputError
+from expr_lib.images import write_png
+from expr_lib.importers import align
 from expr_lib.importers import write as writing
 from expr_lib.importers.write import ImportConfig, import_faces
+from expr_lib.model import ModelConfig, Swapper
+from expr_lib.swap import driven, smoothed
 
 av = pytest.importorskip("av")
 SMALL = ImportConfig(size=16, processes=1)
@@ -65,8 +78,6 @@ def test_a_variable_frame_rate_moves_no_frame(tmp_path):
 
 
 def test_a_folder_of_images_counts_as_people_count(tmp_path):
-    from test_importers import picture
-
     for n, shade in ((10, 100), (2, 20), (1, 10)):
         picture(tmp_path / f"img_{n}.png", shade)
     write(tmp_path / "notes.txt", "no image")
@@ -154,8 +165,6 @@ def test_disfa_films_are_read_beside_their_labels(tmp_path):
 
 
 def test_where_the_frames_are_there_as_images_the_film_is_not_read(tmp_path):
-    from test_importers import picture
-
     root = tmp_path / "in"
     film(root / "Videos/LeftVideoSN001_comp.avi", STEPS)
     disfa_labels(root, range(1, 7))
@@ -290,12 +299,145 @@ def test_without_pyav_one_line_names_the_extra_and_images_are_still_imported(tmp
     root = tmp_path / "in"
     film(root / "LeftVideoSN001_comp.avi", STEPS)
     disfa_labels(root, range(1, 7))
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r'needs PyAV: pip install "expr-lib\[films\]"$'):
         import_faces("disfa", root, tmp_path / "out", SMALL, progress=False)
-    from test_importers import picture
-
     picture(root / "Images/SN001/1.png", 80)
     _, report, au = bring_in("disfa", root, tmp_path / "out")
     assert list(au) == ["Images/SN001/1.png"]
     assert places(report, "film that needs PyAV") == [("LeftVideoSN001_comp.avi", 0)]
+
+
+# -- expr-lib animate ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, str]:
+    """Tiny swappers of both generations that have learnt nothing."""
+    found = {}
+    for generator in ("drawn", "moved"):
+        torch.manual_seed(0)
+        swapper = Swapper(ModelConfig(size=64, width=16, width_r=16, generator=generator))
+        path = tmp_path_factory.mktemp("weights") / f"{generator}.safetensors"
+        checkpoint.save(path, checkpoint.module_tensors("ema", swapper), checkpoint.describe(swapper))
+        found[generator] = str(path)
+    return found
+
+
+@pytest.fixture
+def still(tmp_path) -> Path:
+    image = np.random.default_rng(0).integers(0, 256, (97, 131, 3), np.uint8)
+    return write_png(tmp_path / "still.png", image)
+
+
+@pytest.mark.parametrize("generator", ["drawn", "moved"])
+@pytest.mark.parametrize("ending", films.WRITTEN)
+def test_a_film_drives_a_still_and_a_folder_does_so_too(tmp_path, checkpoints, still, ending, generator, capsys):
+    source = film(tmp_path / "film.mkv", STEPS * 4)
+    for k, image in enumerate(films.frames(source)):
+        write_png(tmp_path / f"folder/{k}.png", image)
+    for driver in (source, tmp_path / "folder"):
+        out = tmp_path / f"{driver.stem}{ending}"
+        cli.main(["animate", str(still), str(driver), "-o", str(out), "--checkpoint", checkpoints[generator]])
+        assert (
+            f"{out}: still.png with the expressions of {driver.name}, 24 frames, 25 a second" in capsys.readouterr().out
+        )
+        if ending == ".mp4":
+            frames = list(films.frames(out))
+        else:
+            with Image.open(out) as opened:
+                shown = [(np.array(x.convert("RGB")), x.info["duration"]) for x in ImageSequence.Iterator(opened)]
+            frames = [image for image, _ in shown]
+            assert ending == ".webp" or sum(time for _, time in shown) == 24 * 40
+        side = 64 if generator == "drawn" else 96  # the still's own, but even
+        assert frames[0].shape == (side, side, 3) and len(frames) <= 24
+        assert len(frames) == 24 or ending == ".gif"  # in which equal frames are one
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_fast_film_is_thinned_for_a_gif(tmp_path):
+    images = [np.full((16, 16, 3), 4 * k, np.uint8) for k in range(60)]
+    assert films.write_film(tmp_path / "fast.gif", images, Fraction(60), images) == 60
+    with Image.open(tmp_path / "fast.gif") as opened:
+        assert opened.n_frames == 20 and opened.info["duration"] == 50  # every third
+
+
+def test_inputs_are_shown_on_the_left(tmp_path, checkpoints, still):
+    source = film(tmp_path / "film.mkv", STEPS)
+    cli.main(["animate", str(still), str(source), "-o", str(tmp_path / "o.mp4"), "--inputs", "--size", "32",
+              "--checkpoint", checkpoints["moved"]])  # fmt: skip
+    frames = np.stack(list(films.frames(tmp_path / "o.mp4")))
+    assert frames.shape == (6, 32, 64, 3) and shades(frames[:, :, :30]) == STEPS
+
+
+def test_the_filter_is_a_centred_gaussian():
+    impulse = torch.zeros(41, 2, 3)
+    impulse[20] = 1
+    t = torch.arange(-20.0, 21)
+    for sigma in (1.0, 2.5):
+        bell = torch.exp(-(t**2) / (2 * sigma**2)) * (t.abs() <= np.ceil(3 * sigma))
+        expected = (bell / bell.sum())[:, None, None].expand(41, 2, 3)
+        torch.testing.assert_close(smoothed(impulse, sigma), expected)
+    torch.testing.assert_close(smoothed(torch.full((5, 2, 3), 0.3), 4.0), torch.full((5, 2, 3), 0.3))  # ends included
+    assert smoothed(impulse, 0) is impulse
+
+
+def test_relative_motion_begins_at_the_still_and_absolute_motion_forgets_it():
+    swapper = Swapper(ModelConfig(size=32, width=16, width_r=16, generator="drawn")).eval()
+    own, frames = (torch.rand(n, swapper.config.n_aus, swapper.config.d) * 0.4 for n in (1, 5))
+    neutral = int(swapper.intensities(frames).sum(1).argmin())
+    relative = driven(swapper, own, frames)
+    torch.testing.assert_close(relative[neutral], own[0])
+    torch.testing.assert_close(relative - relative[neutral], frames - frames[neutral])
+    assert driven(swapper, own, frames, absolute=True) is frames
+
+
+@pytest.mark.parametrize("phase", ["reading", "animating"])
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_ctrl_c_leaves_a_film_that_plays(tmp_path, checkpoints, still, phase):
+    source, out = film(tmp_path / "film.mkv", STEPS * 300, (512, 512)), tmp_path / "out.mp4"
+    command = [sys.executable, "-m", "expr_lib.apps.cli", "animate", str(still), str(source), "-o", str(out)]
+    if phase == "animating":
+        command += ["--inputs"]  # slower
+    process = subprocess.Popen([*command, "--checkpoint", checkpoints["moved"]], stderr=subprocess.PIPE)
+    told = b""
+    while not re.search(rf"{phase}:.* [1-9]\d*/?".encode(), told):
+        told += os.read(process.stderr.fileno(), 1000)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=300)
+    assert process.returncode == 130 and rest.endswith(b"expr-lib: stopped\n") and b"Traceback" not in rest
+    assert 1 <= len(list(films.frames(out))) < 1800
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_bad_film_is_one_line(tmp_path, still, how, capsys):
+    path = damaged(tmp_path, how)
+    assert str(path) in fails(capsys, "animate", str(still), str(path), "-o", str(tmp_path / "out.gif"))
+    assert not (tmp_path / "out.gif").exists()
+
+
+def test_bad_options_are_one_line(tmp_path, still, capsys, monkeypatch):
+    source = film(tmp_path / "film.mkv", STEPS)
+    assert "expected one of .mp4, .gif, .webp" in fails(capsys, "animate", str(still), str(source), "-o", "o.avi")
+    assert "--smooth: found -1, expected 0 to 100" in fails(capsys, "animate", str(still), str(source), "--smooth=-1")
+    (tmp_path / "empty").mkdir()
+    told = fails(capsys, "animate", str(still), str(tmp_path / "empty"), "-o", str(tmp_path / "o.gif"))
+    assert "found no frame, expected one at least" in told
+    monkeypatch.setitem(sys.modules, "av", None)
+    told = fails(capsys, "animate", str(still), str(source), "-o", str(tmp_path / "o.gif"))
+    assert told == 'reading and writing films needs PyAV: pip install "expr-lib[films]"'
+
+
+@pytest.mark.parametrize("found", [1, 0])
+def test_faces_in_photographs_are_found_once(tmp_path, checkpoints, still, found, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(align, "find_faces", lambda photo: calls.append(photo.shape) or [points_at(60, 20, 10)] * found)
+    write_png(tmp_path / "still.png", np.full((97, 131, 3), 90, np.uint8))
+    source = film(tmp_path / "film.mkv", STEPS, (120, 100))
+    command = ["animate", str(still), str(source), "-o", str(tmp_path / "o.mp4"), "--photographs"]
+    command += ["--checkpoint", checkpoints["moved"]]
+    if found:
+        cli.main(command)
+        assert calls == [(97, 131, 3), (100, 120, 3)] and len(list(films.frames(tmp_path / "o.mp4"))) == 6
+    else:
+        assert f"{still}: found no face" in fails(capsys, *command)

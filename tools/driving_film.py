@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def expressions() -> torch.Tensor:
     t = torch.linspace(0, 1, 8)[:, None]
     ease = t * t * (3 - 2 * t)
     parts = [table[:1].repeat(6, 1)]
-    for before, after in zip(table, table[1:], strict=False):
+    for before, after in pairwise(table):
         parts += [before + (after - before) * ease, after.repeat(9, 1)]
     au = torch.cat(parts)
     lid, opened = AU_NAMES.index("AU43"), AU_NAMES.index("AU5")

@@ -7,6 +7,7 @@ Nothing heavy is imported before the command runs. Annotations are values here, 
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -96,9 +97,10 @@ def animate(
 
     read, seen = list[torch.Tensor](), list[np.ndarray]()
     with input_errors(), films.stop_on_interrupt() as stop:
-        for frame in tqdm(films.frames(film, cut_short), "reading", unit="frame"):
-            if not (read or seen):
-                first = cut(frame, size)
+        frames = films.frames(film, cut_short)
+        begin = next(frames)  # before there is a progress bar: what is no film is told in one line
+        first = cut(begin, size)
+        for frame in tqdm(chain([begin], frames), "reading", unit="frame"):
             seen.append(cut(frame, swapper.config.size))
             if len(seen) == BATCH:
                 read.append(read_f_r(swapper, np.stack(seen)))  # (B, n, d)
@@ -117,7 +119,7 @@ def animate(
 
     some = f_r[torch.linspace(0, len(f_r) - 1, 8).long()]
     with input_errors():
-        n = films.write_film(out, shown(), rate, [*animated(swapper, still, some), *[first] * inputs])
+        n = films.write_film(out, shown(), rate, [*animated(swapper, still, some), *[first] * (8 * inputs)])
     print(f"{out}: {face.name} with the expressions of {film.name}, {n} frames, {float(rate):g} a second")
     say_if_unfamiliar(swapper.metadata, (face, film), np.stack([still, first]))
     if stop.is_set() or n < len(f_r):

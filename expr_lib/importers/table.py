@@ -13,7 +13,7 @@ from expr_lib.importers.source import LabelledImage, Report, Tree, au_name
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """Rows of ``labels.csv``. An AU column is called ``AU1``, ``AU01`` or ``AU01_r`` (0 to 5), or ``AU01_c`` (0, 1).
 
-    If there is a column ``frame``, counted from 1, ``image`` may name a film; without a column ``take`` the film is one.
+    If there is a column ``frame``, counted from 1, ``image`` may name a film. Without a column ``take`` a film is one.
     """
     file = tree.files.get("labels.csv")
     if file is None:

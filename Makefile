@@ -7,6 +7,7 @@
 # make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
 # make lint    ruff and mypy alone
 # make results measure the shipped weights: table and picture of the README, tables and figures in benchmarks/results
+# make film    a rendered person drives the still face of another: notebooks/figures/animate.gif
 # make bench   how fast ours is beside four baselines, in a few minutes: build/bench.json
 # make assignments               the course assignments for students, one zip each, in build/assignments
 # make grade SUBMISSIONS=folder  grade what came back: <student>/<assignment>.ipynb or .zip -> build/grades
@@ -23,7 +24,7 @@ SHELL  := /bin/bash
 STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "$(addprefix metadata.language_info.,version mimetype file_extension codemirror_mode nbconvert_exporter pygments_lexer)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint lab app page book chromium results bench assignments grade clean
+.PHONY: help setup demo test check lint lab app page book chromium results film bench assignments grade clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -103,6 +104,10 @@ results: $(READY)
 	$(BIN)/expr-lib card $(R)/swap-64.json $(W)/swap-64.md
 	@mkdir -p build && $(BIN)/papermill --cwd notebooks notebooks/00_start_here.ipynb build/00_start_here.ipynb
 	@cp build/notebooks/00_start_here/swap.png notebooks/figures/swap.png
+
+film: $(READY)
+	$(BIN)/python tools/driving_film.py build/film
+	$(BIN)/expr-lib animate build/film/still.png build/film/driving.mp4 --inputs -o notebooks/figures/animate.gif
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/speed.py --short

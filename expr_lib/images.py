@@ -22,6 +22,8 @@ from expr_lib.files import open_regular, replacing
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
 """The formats that are read, whatever the file's name. Other decoders start programs (EPS) or are little tested."""
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+"""By which the images in a folder are recognized."""
 MIN_SIDE = 16
 """Pixels; smaller images are refused."""
 MAX_PIXELS = 100_000_000

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from expr_lib import SHIPPED
@@ -108,6 +111,57 @@ def read_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray:
     faces = resize(_faces(swapper, "face", images), swapper.config.size)
     au = swapper.intensities(swapper.read_au(faces)[0])
     return au.reshape(*images.shape[:-3], -1).float().cpu().numpy()
+
+
+# -- films ---------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def read_f_r(swapper: Swapper, images: np.ndarray | Tensor) -> Tensor:
+    """The expressions of faces as in :func:`swap_images` -> f_r (B, n, d)."""
+    return swapper.read_au(resize(_faces(swapper, "face", images), swapper.config.size))[0]
+
+
+def smoothed(f_r: Tensor, sigma: float) -> Tensor:
+    """f_r (N, n, d) of N frames, smoothed over time with a centred Gaussian, which causes no delay -> the same shape.
+
+    ``sigma`` is its standard deviation in frames, and it is cut off at three of them. The first and the last frame are
+    repeated beyond the ends. Our choice.
+    """
+    reach = math.ceil(3 * sigma)
+    if reach == 0:
+        return f_r
+    t = torch.arange(-reach, reach + 1, device=f_r.device)
+    weight = torch.exp(-(t**2) / (2 * sigma**2))
+    series = F.pad(f_r.flatten(1).T.unsqueeze(1), (reach, reach), mode="replicate")  # (N, n, d) -> (n * d, 1, N + 2 r)
+    return F.conv1d(series, (weight / weight.sum())[None, None]).squeeze(1).T.reshape(f_r.shape)
+
+
+@torch.inference_mode()
+def driven(swapper: Swapper, own: Tensor, film: Tensor, absolute: bool = False) -> Tensor:
+    """The expressions of a film, (N, n, d), transferred to a still with its own, (1, n, d) -> f_r (N, n, d) in [-1, 1].
+
+    The motion is relative: the difference between each frame and the film's most neutral frame is added to the still's
+    own f_r. The most neutral frame is the one with the smallest sum of intensities, as the AU branch reads them. f_r
+    also tells how a face looks at rest, and this part of it then cancels. With ``absolute`` the result is f_r of the
+    frames. Our choice, after First Order Motion Model (Siarohin et al., NeurIPS 2019).
+    """
+    if absolute:
+        return film
+    neutral = film[swapper.intensities(film).sum(1).argmin()]
+    return (own + film - neutral).clamp(-1, 1)
+
+
+@torch.inference_mode()
+def animated(swapper: Swapper, face: np.ndarray | Tensor, f_r: Tensor, batch: int = 16) -> Iterator[np.ndarray]:
+    """A still (R, R, 3) uint8 with each of the expressions f_r (N, n, d): yields N images of its shape.
+
+    The still is encoded once. Raises ``InputError`` as :func:`swap_images` does.
+    """
+    f_f, _ = swapper.encode(_faces(swapper, "face", face))
+    for rows in f_r.split(batch):
+        images = swapper.generate(f_f[torch.zeros(len(rows), dtype=torch.long)], rows)
+        yield from _pixels(images, images.permute(0, 2, 3, 1))
 
 
 def _faces(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:

@@ -101,6 +101,7 @@ def test_the_makefile_and_conda_install_the_same_extras():
 EXTRA_OF = {
     "tools/distil_head.py": "anny",
     "tools/landmarks.py": "photographs",
+    "expr_lib/films.py": "films",
     "expr_lib/step.py": "train",
     "expr_lib/train.py": "train",
     "expr_lib/measure/cards.py": "train",
@@ -138,7 +139,7 @@ def test_every_import_is_declared(path):
 
 
 LAYERS = """
-errors facs files images processes blocks moving model losses schema tensors
+errors facs files images films processes blocks moving model losses schema tensors
 datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.choose importers.pose importers.align importers.sheet photographs
@@ -148,8 +149,8 @@ importers.openface importers.pyfeat importers.rafd importers.table
 importers.write
 measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge
 measure.probes measure.evaluate measure.plots measure.report measure.cards
-apps.widget_parts apps.widgets apps.options apps.held_out apps.demo apps.page apps.pictures apps.reading apps.course
-apps.research apps.cli
+apps.widget_parts apps.widgets apps.options apps.held_out apps.demo apps.page apps.pictures apps.animate
+apps.reading apps.course apps.research apps.cli
 """.split()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from expr_lib import __version__
-from expr_lib.apps import course, demo, page, pictures, reading, research
+from expr_lib.apps import animate, course, demo, page, pictures, reading, research
 from expr_lib.apps.options import one_line, parse
 from expr_lib.errors import InputError
 
@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "demo": (demo.demo, "swap held-out faces with the shipped weights; picture and numbers in build/demo"),
     "swap": (pictures.swap, "swap the expressions of two image files"),
     "express": (pictures.express, "give a face an expression by numbers, such as AU12=4"),
+    "animate": (animate.animate, "give a still face the expressions of a film, frame by frame"),
     "read": (reading.read, "read the action units of faces into a table"),
     "course": (course.course, "copy the course into a folder: notebooks, data and assignments"),
     "app": (course.app, "mix expressions with sliders, in the browser"),

@@ -6,8 +6,10 @@ Source of the format: Zhang et al., *BP4D-Spontaneous*, Image and Vision Computi
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 
+from expr_lib.importers.frames import in_step
 from expr_lib.importers.labels import intensity, presence
 from expr_lib.importers.source import UNKNOWN, LabelledImage, Report, Tree, au_name, whole
 
@@ -17,10 +19,10 @@ CODE_UNKNOWN = "9"
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """``AU_OCC/F001_T1.csv`` (0, 1, 9 = unknown), ``AU_INT/AU06/F001_T1_AU06.csv`` (0 to 5, 9); ``F001/T1/0001.jpg``.
 
-    Flat names are ``F001_T1_0001.jpg``. An AU has the intensity in its intensity file, if there is one. Otherwise
-    it is ``PRESENT``, 0 if absent, and NaN if unknown.
+    Flat names are ``F001_T1_0001.jpg``, films ``F001_T1.avi`` or ``F001/T1.avi``. An AU has the intensity in its
+    intensity file, if there is one. Otherwise it is ``PRESENT``, 0 if absent, and NaN if unknown.
     """
-    frames = tree.frames(r"([fm]\d{3})[/_-](t\d+)[/_-](?:[^/\d]*)0*(\d{1,9})\.(?:jpe?g|png|bmp)")
+    frames = tree.frames(r"([fm]\d{3})[/_-](t\d+)(?:\.\w+)?[/_-](?:[^/\d]*)0*(\d{1,9})\.(?:jpe?g|png|bmp)")
     graded: dict[tuple[str, str], dict[str, str]] = {}
     of_au = tree.one_each(
         r"([fm]\d{3})_(t\d+)_au0*([1-9]\d?)\.csv",
@@ -49,7 +51,11 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
             report.left_out("label file that has an action unit twice", file, 1, f"{twice}")
             continue
         seen: dict[int, int] = {}
-        for line, row in rows:
+        lines, images = list(rows), frames.get(film, {})
+        if images and posixpath.dirname(images[min(images)]) in tree.films:
+            numbers = {frame for _, row in lines if (frame := whole(row[0])) is not None}
+            images = in_step(list(images.values()), numbers, 1, file, report)
+        for line, row in lines:
             frame = whole(row[0])
             if len(row) != len(header) or frame is None:
                 report.left_out("line of another length than the header", file, line, ",".join(row)[:40])
@@ -58,7 +64,7 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
                 report.left_out("second label of a frame", file, line, f"frame {frame}: first in line {seen[frame]}")
                 continue
             seen[frame] = line
-            image = frames.get(film, {}).get(frame)
+            image = images.get(frame)
             if image is None:
                 report.left_out("label without an image", file, line, f"frame {frame} of {film[0]} {film[1]}")
                 continue

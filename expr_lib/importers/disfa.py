@@ -5,8 +5,10 @@ Source of the format: Mavadati et al., *DISFA: A Spontaneous Facial Action Inten
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 
+from expr_lib.importers.frames import in_step
 from expr_lib.importers.labels import intensity
 from expr_lib.importers.source import UNKNOWN, LabelledImage, Report, Tree, au_name, whole
 
@@ -14,7 +16,8 @@ from expr_lib.importers.source import UNKNOWN, LabelledImage, Report, Tree, au_n
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """``ActionUnit_Labels/SN001/SN001_au1.txt``, lines ``frame,intensity``; frames are images below a folder SN001.
 
-    Labels count frames from 1. Images that count from 0 are shifted, with a note in the report.
+    Or they are those of a film with SN001 in its name. Labels count frames from 1. Images that count from 0 are
+    shifted, with a note in the report.
     """
     files = tree.one_each(
         r"(sn\d{3})_au0*([1-9]\d?)\.txt", lambda m: (m[1].upper(), au_name(m[2]) or ""), "label file of an action unit"
@@ -44,6 +47,8 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
                     places.setdefault(frame, (file, line))
         images = frames.get((subject,), {})
         shift = 1 if images and labels and min(images) == 0 and min(labels) == 1 else 0
+        if images and posixpath.dirname(images[min(images)]) in tree.films:
+            images = in_step(list(images.values()), set(labels), 1, min(places.values())[0], report)
         if shift:
             report.note("frames of the images counted from 0, those of the labels from 1", subject)
         for frame in sorted(labels):

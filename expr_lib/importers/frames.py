@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from expr_lib.films import ENDINGS
 from expr_lib.importers.source import IMAGE_ENDINGS, LabelledImage, Report, Tree
 
 ALIGNED = "_aligned"
@@ -64,6 +65,10 @@ class Lookup:
             folder, name = posixpath.split(rel.lower())
             self.tables[folder] += 1
             self.named.setdefault(posixpath.splitext(name)[0], []).append(folder)
+        for rel, frames in tree.films.items():
+            stem = posixpath.splitext(posixpath.basename(rel.lower()))[0]
+            for name in {stem, re.sub(rf"(?<=.)[\W_]+{SURPLUS}$", "", stem)}:
+                self.films.setdefault(name, {})[rel.lower()] = frames
         for rel in tree.images():
             folder, stem, _ = split(rel)
             inner = posixpath.basename(folder)
@@ -102,14 +107,17 @@ class Lookup:
     ) -> dict[int, str]:
         """Frames of a film by the numbers in a table, which start at ``first``; ``near`` is the folder of the table.
 
-        ``rivals`` are the folders of all films with that name. The numbers in the names of the images are used if they
-        are those of the table, or start at the other first number (0 or 1); otherwise, if there is one image for each
-        number, their order is used. The last two cases are noted in the report.
+        ``rivals`` are the folders of all films with that name. The film itself is read if its frames are not there as
+        images. The numbers in the names of the images are used if they are those of the table, or start at the other
+        first number (0 or 1); otherwise, if there is one image for each number, their order is used. The last two cases
+        are noted in the report.
         """
         places, folder = self.films.get(film.lower(), {}), posixpath.dirname(file).lower()
         if not places and self.tables[folder] == 1:
             places = self.nameless.get(folder, {})
         images = self.nearest(places, near, file, rivals) or []
+        if images and posixpath.dirname(images[0]) in self.tree.films:
+            return in_step(images, numbers, first, file, self.tree.report)
         own: dict[int, str] = {}
         for rel in images:
             if match := re.search(r"(\d{1,9})$", split(rel)[1], re.ASCII):
@@ -138,12 +146,35 @@ class Lookup:
         for where in list(share):
             if any(in_common(posixpath.dirname(where), rival) > share[where] for rival in rivals):
                 del share[where]
+        if unpacked := {where: n for where, n in share.items() if not where.endswith(ENDINGS)}:
+            self.tree.copies |= {self.tree.files[where] for where in share.keys() - unpacked.keys()}
+            share = unpacked
         best = [where for where in share if share[where] == max(share.values())]
         most = max((len(places[where]) for where in best), default=0)
         best = [where for where in best if 2 * len(places[where]) >= most]
         if len(best) > 1:
             self.tree.report.left_out("film whose frames lie in several places", file, 0, ", ".join(best))
         return places[best[0]] if len(best) == 1 else None
+
+
+def in_step(frames: list[str], numbers: set[int], first: int, file: str, report: Report) -> dict[int, str]:
+    """Frames of a film by the numbers in a table, which should start at ``first``.
+
+    A table with a frame 0 counts from 0, and one whose last number is one beyond the film counts from 1. If that is not
+    ``first``, or if a table without gaps ends one frame before or after the film, the report says so.
+    """
+    last, counted = max(numbers, default=0), first
+    if numbers and first == 1 and 0 in numbers:
+        counted = 0
+    elif first == 0 and last == len(frames) and 0 not in numbers:
+        counted = 1
+    if counted != first:
+        report.note(f"table that counts the frames of its film from {counted}, not from {first}", file)
+    rows = last - counted + 1
+    if abs(rows - len(frames)) == 1 and len(numbers) == rows:
+        which = "more" if rows > len(frames) else "less"
+        report.note(f"table with one row {which} than its film has frames", file, 0, f"{rows} and {len(frames)}")
+    return dict(enumerate(frames, counted))
 
 
 def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report: Report) -> Iterator[LabelledImage]:

@@ -49,6 +49,7 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
             report.left_out("table without a row: no face was found", file)
         found.append((file, film, entries))
     own = {posixpath.splitext(file)[0].lower() for file, _, _ in found}  # paths of the tables
+    leave_drawn_films(own, lookup)
     for file, film, entries in found:
         if film and (len(entries) != 1 or frames_of(file, entries, lookup) or not original(file, own, lookup)):
             yield from of_a_film(file, entries, lookup, report)
@@ -91,17 +92,39 @@ def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
     shares = {rel: in_common(posixpath.dirname(rel), folder) for rel in others}
     rivals = lookup.named.get(name.lower(), [])  # an image belongs to the table with the most similar path
     others = [rel for rel in others if all(in_common(posixpath.dirname(rel), x) <= shares[rel] for x in rivals)]
-    details = tree.files.get(f"{posixpath.splitext(file)[0]}_of_details.txt".lower())
-    if details:
-        text = (tree.root / details).read_bytes()[:10_000].decode("utf-8", "replace")
-        tree.opened.add(details)
-        drawn = {line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Output image:")}
-        tree.copies |= {rel for rel in beside if posixpath.basename(rel) in drawn}
+    drawn = written_names(posixpath.splitext(file)[0], tree).get("Output image")
+    tree.copies |= {rel for rel in beside if posixpath.basename(rel) == drawn}
     if others:
         tree.copies |= set(beside)
         most = max(shares[rel] for rel in others)
         return [rel for rel in others if shares[rel] == most]
     return [rel for rel in beside if rel not in tree.copies]
+
+
+def leave_drawn_films(own: set[str], lookup: Lookup) -> None:
+    """Forget the films on which OpenFace drew: beside a table, and named by its details or with another of that name.
+
+    ``own`` are the paths of all tables, without ending.
+    """
+    tree = lookup.tree
+    for film in [film for film in tree.films if film.lower().endswith(".avi")]:
+        path = posixpath.splitext(film.lower())[0]
+        places = lookup.films[posixpath.basename(path)]
+        others = [x for x in places if posixpath.splitext(x)[0] not in own]
+        if path in own and (others or "Output video" in written_names(path, tree)):
+            tree.copies.add(film)
+            for films in lookup.films.values():
+                films.pop(film.lower(), None)
+
+
+def written_names(path: str, tree: Tree) -> dict[str, str]:
+    """What OpenFace says in ``NAME_of_details.txt``, such as ``Output image:one.jpg``: key -> value."""
+    if (details := tree.files.get(f"{path}_of_details.txt".lower())) is None:
+        return {}
+    text = (tree.root / details).read_bytes()[:10_000].decode("utf-8", "replace")
+    tree.opened.add(details)
+    lines = (line.partition(":") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
 
 
 def frames_of(file: str, entries: list[Entry], lookup: Lookup) -> dict[int, str]:

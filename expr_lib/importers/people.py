@@ -10,26 +10,28 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
+from expr_lib import films
 from expr_lib.importers.source import IMAGE_ENDINGS, PEOPLE, LabelledImage, Report, Tree
 
-ENDINGS = (*IMAGE_ENDINGS, ".csv", ".txt", ".mp4", ".avi", ".mov", ".mkv", ".webm")
+ENDINGS = (*IMAGE_ENDINGS, ".csv", ".txt", *films.ENDINGS)
 HEADERS, NAMES = ("person", "subject"), ("name", "image", "film", "file", "folder")
 
 
 def with_people(faces: list[LabelledImage], tree: Tree, report: Report) -> None:
     """Set the person of every image: from ``people.csv``, else from the source, else the name of the folder.
 
-    If all images without a person are in one folder, each counts as a separate person.
+    If all images without a person are in one folder, each counts as a separate person; a film is one person.
     """
     known, used = people(tree, report), set[str]()
     theirs = {face.image for face in faces if face.subject}
     alone = len({posixpath.dirname(rel) for rel in set(tree.images()) - tree.copies - theirs}) <= 1
+    played = {face.image for face in faces if posixpath.dirname(face.image) in tree.films}
     for face in faces:
         if name := next((name for name in names_of(face) if name in known), None) if known else None:
             face.subject = known[name][0]
             used.add(name)
         elif not face.subject:
-            face.subject = face.image if alone else posixpath.dirname(face.image)
+            face.subject = face.image if alone and face.image not in played else posixpath.dirname(face.image)
     for name, (_, line) in known.items():
         if name not in used:
             report.note("person of something that is not imported", tree.files[PEOPLE], line, name)

@@ -13,17 +13,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from expr_lib import films
 from expr_lib.errors import InputError
+from expr_lib.images import IMAGE_ENDINGS
 from expr_lib.importers.scale import Scale
 
 Key = TypeVar("Key", bound=Hashable)
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PRESENT = 3.0
 """Intensity of an AU that is coded as present without an intensity: C, the middle. Our choice."""
 UNKNOWN = float("nan")
@@ -91,6 +92,7 @@ class Tree:
         self.files: dict[str, str] = {}  # lower-case path -> path, both below the root and with /
         self.opened: set[str] = set()  # paths of the label files that an importer has read
         self.copies: set[str] = set()  # images that a program made from others, which are not used
+        self.unread = ""  # why a film was not read, if PyAV is not installed
         inside = os.path.realpath(self.root) + os.sep
 
         def closed(error: OSError) -> None:
@@ -112,8 +114,24 @@ class Tree:
                 elif (known := self.files.setdefault(rel.lower(), rel)) != rel:
                     report.left_out("name that differs from another only in case", rel, 0, known)
 
+    @cached_property
+    def films(self) -> dict[str, list[str]]:
+        """Films that can be read -> what their frames are called, in the order in which they are shown."""
+        found = {}
+        for rel in self.tables(*films.ENDINGS):
+            try:
+                found[rel] = films.frame_paths(rel, films.count_frames(self.root / rel))
+            except InputError as error:  # without PyAV, images and their labels can still be imported
+                self.unread = self.unread or f"{self.root / rel}: {error}"
+                self.report.left_out("film that needs PyAV", rel, 0, str(error))
+            except (ValueError, OSError) as error:
+                self.report.left_out(
+                    "film that cannot be read", rel, 0, str(error).removeprefix(f"{self.root / rel}: ")
+                )
+        return found
+
     def images(self) -> Iterator[str]:
-        """Paths of all image files."""
+        """Paths of all image files; frames of films are none."""
         return (rel for low, rel in self.files.items() if low.endswith(IMAGE_ENDINGS))
 
     def tables(self, *endings: str) -> Iterator[str]:
@@ -134,29 +152,53 @@ class Tree:
         return found
 
     def frames(self, pattern: str) -> dict[tuple[str, ...], dict[int, str]]:
-        """Images of films: {all groups of the pattern except the last, in capitals: {last group, the frame: image}}."""
+        """Images of films: {all groups of the pattern except the last, in capitals: {last group, the frame: image}}.
+
+        A film of which there are no images is read itself, and its frames are counted from 1.
+        """
 
         def key(match: re.Match[str]) -> tuple[tuple[str, ...], int]:
             *film, number = match.groups()
             return tuple(part.upper() for part in film), int(number)
 
-        films: dict[tuple[str, ...], dict[int, str]] = {}
+        found: dict[tuple[str, ...], dict[int, str]] = {}
         for (film, number), rel in self.one_each(pattern, key, "image of a frame").items():
-            films.setdefault(film, {})[number] = rel
-        return films
+            found.setdefault(film, {})[number] = rel
+        compiled, played = re.compile(rf"(?:^|.*/){pattern}$"), set[tuple[str, ...]]()
+        for rel, frames in self.films.items():
+            if match := compiled.match(frames[0].lower()):
+                film, _ = key(match)
+                if film in played:
+                    self.report.left_out("second film of a recording", rel, 0, " ".join(film))
+                elif film in found:
+                    self.report.note("film whose frames are there as images, not read", rel)
+                    self.copies.add(rel)
+                else:
+                    found[film] = dict(enumerate(frames, 1))
+                    played.add(film)
+        return found
 
     def find(self, name: str, file: str, line: int) -> str | None:
         """The image that a label file names; None, with a line in the report, if there is none."""
         path = posixpath.normpath(name.strip().replace("\\", "/"))
         if path.startswith(("/", "..")) or re.match(r"[a-zA-Z]:", path):
             self.report.left_out("path that leads out of the folder", file, line, name)
-        elif (rel := self.files.get(path.lower())) is None:
+        elif (rel := self.files.get(path.lower()) or self.frame(path)) is None:
             self.report.left_out("label without an image", file, line, name)
         elif not path.lower().endswith(IMAGE_ENDINGS):
             self.report.left_out("label of a file that is no image", file, line, name)
         else:
             return rel
         return None
+
+    def frame(self, path: str) -> str | None:
+        """The frame of a film that a path such as ``film.avi/12.png`` means; None if there is no such film or frame."""
+        folder, name = posixpath.split(path)
+        frames = (
+            self.films.get(self.files.get(folder.lower(), ""), []) if folder.lower().endswith(films.ENDINGS) else []
+        )
+        number = whole(posixpath.splitext(name)[0]) or 0
+        return frames[number - 1] if 1 <= number <= len(frames) else None
 
     def by_stem(self) -> dict[str, list[str]]:
         """{file name in lower case without ending: images with that name}."""

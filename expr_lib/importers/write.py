@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from expr_lib.errors import MAX_SEED, InputError, check_range
 from expr_lib.files import replace_file, sha256
-from expr_lib.images import read_image, square
+from expr_lib.films import file_of, read_picture
+from expr_lib.images import square
 from expr_lib.importers.align import LandmarkError, align, beyond, cut_out
 from expr_lib.importers.choose import Choice
 from expr_lib.importers.people import with_people
@@ -83,6 +84,8 @@ def import_faces(
         report.note(
             "no intensity is above 1: these look like numbers from 0 to 1, and are read as 0 to 5", report.scale.file
         )
+    if not faces and tree.unread:
+        raise InputError(tree.unread)
     if not faces:
         raise InputError(
             f"{source}: found no labelled image of the form {kind}{''.join(f'; {x}' for x in report.lines())}"
@@ -118,7 +121,13 @@ def once(faces: Iterator[LabelledImage], tree: Tree, report: Report) -> Iterator
             yield face
     images, labelled = set(tree.images()), {image for image, _ in seen}
     for rel in tree.files.values():
-        if rel in tree.copies and rel not in labelled:
+        if rel in tree.films and rel not in tree.copies:
+            lacking = len(set(tree.films[rel]) - labelled)
+            if lacking == len(tree.films[rel]):
+                report.left_out("film without a label", rel)
+            elif lacking:
+                report.note("film that has frames without a label", rel, 0, f"{lacking} of {len(tree.films[rel])}")
+        elif rel in tree.copies and rel not in labelled:
             report.note("image that a program made of another, not used", rel)
         elif rel in images and rel not in labelled:
             report.left_out("image without a label", rel)
@@ -171,7 +180,7 @@ def read_chunk(job: Job) -> Done:
     pixels, cases = io.BytesIO(), list[Case]()
     for i, (rel, points) in enumerate(wanted):
         try:
-            image = read_image(os.path.join(root, rel))
+            image = read_picture(Path(root, rel))
             if points is not None:
                 if np.abs(points).max() <= 2:  # MediaPipe's landmarks are shares of the image
                     points = points * (image.shape[1], image.shape[0])
@@ -186,7 +195,7 @@ def read_chunk(job: Job) -> Done:
             pixels.write(np.ascontiguousarray(image).data)
         except (ValueError, OSError) as error:
             reason = UNFIT if isinstance(error, LandmarkError) else UNUSABLE
-            cases.append((i, "left out", reason, str(error).removeprefix(f"{os.path.join(root, rel)}: ")))
+            cases.append((i, "left out", reason, str(error).removeprefix(f"{file_of(Path(root, rel))}: ")))
     return pixels.getvalue(), cases
 
 
@@ -322,7 +331,7 @@ def digest(faces: list[LabelledImage], source: Path, config: ImportConfig) -> st
     """Hash of everything to be written: images (name, length, time), labels, splits, landmarks and settings."""
     sha = hashlib.sha256(repr((config.size, config.find_faces, config.largest, config.face)).encode())
     for face in faces:
-        state = os.stat(source / face.image)
+        state = os.stat(file_of(source / face.image))
         points = b"" if face.points is None else face.points.tobytes()
         labels = sorted(face.au.items())
         sha.update(

@@ -1,0 +1,300 @@
+"""Films in, frames out, one at a time; and films written as .mp4, .gif or .webp.
+
+Frames are counted from 1 in the order in which they are shown. Nothing is ever found by time, and no film is searched:
+it is decoded from its beginning, so that a variable frame rate, a missing index or a rounded time moves no frame. A
+film is read as the folder of images that it could be unpacked to: frame 12 of ``film.avi`` is ``film.avi/000012.png``.
+
+Needs the extra ``films``: PyAV, whose wheels bring the codecs. Only folders of images, GIF and WebP go without it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+from threading import Event, current_thread, main_thread
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from expr_lib.errors import InputError
+from expr_lib.files import open_regular, replacing
+from expr_lib.images import IMAGE_ENDINGS, MAX_PIXELS, MIN_SIDE, read_image
+
+ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+MAX_FRAMES = 999_999
+"""Of one film: nine hours at 30 frames a second."""
+DEMUXERS = "avi,mov,mp4,matroska,webm"
+"""Formats that are read, whatever a file's name is. Others, such as playlists, lead to other files or the network."""
+GIF_RATE = 25
+"""Frames a second of a GIF or WebP, at most; of faster films every second, third, ... frame is kept. Our choice."""
+STILL = 6
+"""Of 255: a smaller change of a pixel is not written to a GIF. Our choice."""
+
+
+def pyav() -> Any:
+    """PyAV, silenced; ``InputError`` if the extra is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise InputError('reading and writing films needs PyAV: pip install "expr-lib[films]"') from None
+    av.logging.set_level(av.logging.PANIC)
+    return av
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A film's container and its first video stream.
+
+    ``ValueError`` in one line if it is no film, has no picture, or pictures below 16 pixels a side or above 100
+    megapixels, and for whatever the decoder trips over inside.
+    """
+    av = pyav()
+    with open_regular(path) as file:
+        try:
+            with av.open(file, options={"format_whitelist": DEMUXERS}, buffer_size=1 << 18) as container:
+                if not container.streams.video:
+                    raise ValueError("found no video stream, expected one")
+                stream = container.streams.video[0]
+                if stream.codec_context is None:
+                    raise ValueError("found a video codec that cannot be decoded")
+                expect_size(stream.codec_context.width, stream.codec_context.height)
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+                yield container, stream
+        except ValueError as error:  # PyAV's own errors of damaged data are some, too
+            found = str(error) if str(error).startswith("found") else f"damaged film: {trouble(error)}"
+            raise ValueError(f"{path}: {found}") from None
+        except (av.FFmpegError, OSError, MemoryError) as error:
+            raise ValueError(f"{path}: damaged film: {trouble(error)}") from None
+
+
+def trouble(error: BaseException) -> str:
+    """What FFmpeg says, without numbers and file names."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()).lower() or type(error).__name__
+
+
+def expect_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
+        least = f"{MIN_SIDE} x {MIN_SIDE} to {MAX_PIXELS:,} pixels"
+        raise ValueError(f"found frames of {width} x {height} pixels, expected {least}")
+
+
+def count_frames(path: Path) -> int:
+    """How many frames a film has, by its packets: nothing is decoded. ``ValueError`` as in :func:`opened`.
+
+    A film that ends in the middle has as many as are there.
+    """
+    n = 0
+    with opened(path) as (container, stream):
+        try:
+            for packet in container.demux(stream):
+                n += packet.size > 0 and not packet.is_discard
+                if n > MAX_FRAMES:
+                    break
+        except (pyav().FFmpegError, OSError):
+            pass  # cut off: what came before counts
+        if not 1 <= n <= MAX_FRAMES:
+            raise ValueError(f"found {'no frame' if n == 0 else 'more frames'}, expected 1 to {MAX_FRAMES:,}")
+    return n
+
+
+def decoded(path: Path) -> Iterator[Any]:
+    """PyAV's frames of a film in the order in which they are shown; ``ValueError`` where it is damaged."""
+    n = 0
+    with opened(path) as (container, stream):
+        try:
+            for frame in container.decode(stream):
+                n += 1
+                yield frame
+        except (pyav().FFmpegError, OSError) as error:
+            raise ValueError(f"found damage after frame {n}: {trouble(error)}") from None
+
+
+def to_rgb(frame: Any) -> np.ndarray:
+    """PyAV's frame -> (H, W, 3) uint8 RGB, upright as its film says; ``ValueError`` for a damaged or an absurd one."""
+    expect_size(frame.width, frame.height)
+    if frame.is_corrupt:
+        raise ValueError("found a damaged frame")
+    # the rotation is counter-clockwise, as that of FFmpeg's display matrix and of NumPy
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def frames(path: Path, stop: Callable[[Exception], None] | None = None) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 of a film, or the images of a folder in the order of their names.
+
+    A film that is damaged on the way ends there: ``stop`` gets the error if at least one frame came before it.
+    ``ValueError``, ``InputError`` or ``OSError`` if there is no frame.
+    """
+    n, source = 0, map(read_image, images_in(path)) if path.is_dir() else map(to_rgb, decoded(path))
+    try:
+        for image in source:
+            n += 1
+            yield image
+    except ValueError as error:
+        if n == 0 or stop is None:
+            raise
+        stop(error)
+    if n == 0:
+        raise ValueError(f"{path}: found no frame, expected one at least")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder in the order of their names; a number in a name counts as a number: 2 before 10."""
+
+    def order(path: Path) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
+
+    return sorted((path for path in folder.iterdir() if path.name.lower().endswith(IMAGE_ENDINGS)), key=order)
+
+
+def rate_of(path: Path) -> Fraction | None:
+    """Frames a second of a film on average; None for a folder, or if the film does not say it."""
+    if path.is_dir():
+        return None
+    with opened(path) as (_, stream):
+        rate = stream.average_rate
+        return Fraction(rate) if rate and 1 <= rate <= 1000 else None
+
+
+# -- frames as images ----------------------------------------------------------------------------------------------
+
+
+def frame_paths(film: str, n: int) -> list[str]:
+    """What the n frames of a film are called: as if it had been unpacked into a folder of its own name."""
+    return [f"{film}/{k:06d}.png" for k in range(1, n + 1)]
+
+
+def file_of(path: Path) -> Path:
+    """The file that holds an image: the image itself, or the film of a frame such as ``film.avi/000012.png``."""
+    return path.parent if path.parent.suffix.lower() in ENDINGS and path.parent.is_file() else path
+
+
+class Playing:
+    """The film that was read last, kept open: frames that are asked for in order are decoded once."""
+
+    path, n = Path(), 0
+    film: Iterator[Any] = iter(())
+    frame: Any = None
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """An image file, or a frame such as ``film.avi/000012.png`` -> (H, W, 3) uint8 RGB.
+
+    Errors as those of :func:`~expr_lib.images.read_image`; ``ValueError`` for a frame that the film does not have.
+    """
+    film, play = file_of(path), Playing
+    if film == path:
+        return read_image(path)
+    wanted = int(path.stem)
+    if play.path != film or play.n > wanted or play.n == 0:
+        play.path, play.n, play.film = film, 0, decoded(film)
+    try:
+        while play.n < wanted:
+            play.frame = next(play.film)
+            play.n += 1
+    except StopIteration:
+        n, play.n = play.n, 0
+        raise ValueError(f"{film}: found {n} frames that can be decoded, expected {wanted} or more") from None
+    try:
+        return to_rgb(play.frame)
+    except ValueError as error:
+        raise ValueError(f"{film}: {error}") from None
+
+
+# -- films out -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Event]:
+    """Inside, Ctrl-C sets the event instead of raising, so that what was begun can be ended well.
+
+    In another thread than the main one, which signals do not reach, the event is never set.
+    """
+    stop = Event()
+    if current_thread() is not main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray] = ()) -> int:
+    """Write frames (H, W, 3) uint8 of one size, as they come, as ``.mp4``, ``.gif`` or ``.webp`` -> how many.
+
+    Ctrl-C ends the film after the frame that is being made; the file is whole then, too. ``sample`` are some frames, or
+    parts of them of one width, from which a GIF takes its colours. MP4 needs even sides.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n = 0
+    with stop_on_interrupt() as stop, replacing(path) as file:
+
+        def until_stopped() -> Iterator[np.ndarray]:
+            nonlocal n
+            for image in images:
+                n += 1
+                yield image
+                if stop.is_set():
+                    return
+
+        WRITTEN[path.suffix.lower()](file, until_stopped(), rate, sample)
+        if n == 0:
+            raise ValueError(f"{path}: found no frame to write, expected one at least")
+    return n
+
+
+def _write_mp4(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray]) -> None:
+    av = pyav()
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=rate.limit_denominator(65535), pix_fmt="yuv420p")
+        for k, image in enumerate(images):
+            if k == 0:
+                stream.height, stream.width = image.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        if stream.width:
+            container.mux(stream.encode())
+
+
+def _write_gif(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray]) -> None:
+    kept, milliseconds = thinned(images, rate)
+    kept = held(kept)
+    if (first := next(kept, None)) is None:
+        return
+    colours = Image.fromarray(np.concatenate(sample or [first])).quantize(255)
+    plain = (Image.fromarray(x).quantize(palette=colours, dither=Image.Dither.NONE) for x in chain([first], kept))
+    next(plain).save(file, "GIF", save_all=True, append_images=plain, duration=milliseconds, loop=0)
+
+
+def _write_webp(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray]) -> None:
+    kept, milliseconds = thinned(images, rate)
+    pictures = map(Image.fromarray, kept)
+    if (first := next(pictures, None)) is not None:
+        first.save(file, "WEBP", save_all=True, append_images=pictures, duration=milliseconds, loop=0, quality=85)
+
+
+def thinned(images: Iterator[np.ndarray], rate: Fraction) -> tuple[Iterator[np.ndarray], int]:
+    """Every k-th frame, so that at most ``GIF_RATE`` are left of a second; and for how many milliseconds each stays."""
+    every = math.ceil(rate / GIF_RATE)
+    return islice(images, 0, None, every), round(1000 * every / rate)
+
+
+def held(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Pixels that change by no more than ``STILL`` keep their value: a GIF stores what changes, noise too."""
+    shown = None
+    for image in images:
+        if shown is not None:
+            change = np.abs(image.astype(np.int16) - shown).max(-1, keepdims=True)  # (H, W, 1)
+            image = np.where(change > STILL, image, shown)
+        yield (shown := image)
+
+
+WRITTEN = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp}

@@ -217,16 +217,8 @@ def runtime_files() -> dict[str, bytes]:
     if npm is None:
         raise InputError("npm: not found; expected Node.js with npm, which brings onnxruntime-web")
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            npm,
-            "pack",
-            "--silent",
-            "--prefer-offline",
-            "--fetch-retries=1",
-            "--pack-destination",
-            folder,
-            RUNTIME,
-        ]
+        command = [npm, "pack", "--silent", "--prefer-offline", "--fetch-retries=1"]
+        command += [f"--pack-destination={folder}", RUNTIME]
         done = subprocess.run(command, capture_output=True, text=True)
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(archives) != 1:

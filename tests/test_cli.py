@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -82,6 +84,48 @@ def test_every_command_explains_itself(command, capsys):
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: expr-lib {command}") and len(out.splitlines()[2]) > 40
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_option_has_a_help_text(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    out = capsys.readouterr().out
+    for odd in ("{None}", "(default: )", "(default: None)", "self_"):
+        assert odd not in out
+    rows = re.findall(r"│ (-[^│]*?)(?:  +([^│]*?))? *│", out)
+    assert rows and all(text and not text.startswith("(default") for _, text in rows), rows
+
+
+def test_read_writes_one_row_for_each_image(tmp_path, capsys):
+    data, out = Path(__file__).parents[1] / "data", tmp_path / "new" / "out.csv"
+    faces = [str(data / f"subject-{name}.png") for name in ("1-joy", "2-sadness")]
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    cli.main(["read", *faces, str(tmp_path / "noise.png"), "-o", str(out)])
+    assert capsys.readouterr().out == f"{out}: 17 action units of 3 images\n"
+    table = pd.read_csv(out)
+    assert list(table.columns[:3]) == ["file", "unfamiliarity", "AU1"] and len(table.columns) == 19
+    joy, sadness, _ = (row for _, row in table.iterrows())
+    assert joy.AU12 > 1 > sadness.AU12 and sadness.AU15 > 1 > joy.AU15
+    assert max(joy.unfamiliarity, sadness.unfamiliarity) < 1 < table.unfamiliarity[2]
+    assert fails(capsys, "read", "-o", str(out)).startswith("FACE: found nothing, expected image files")
+    fails(capsys, "read", str(data / "labels.csv"), "-o", str(out))
+    assert len(pd.read_csv(out)) == 3  # what was there is left
+
+
+def test_align_and_express_say_what_is_missing(photos, capsys):
+    assert fails(capsys, "align") == "PHOTOGRAPH: found nothing, expected image files, or folders of them"
+    assert fails(capsys, "express", photos[0]).startswith("found no action unit")
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it():
+    from expr_lib.apps.options import needed
+
+    assert needed("tensorboard") == 'this command needs tensorboard: pip install "expr-lib[train]"'
+    assert needed("jupyterlab").endswith('pip install "expr-lib[course]"')
+    assert needed("torch") == "found no module torch, expected it to be installed: pip install expr-lib"
 
 
 def test_the_installed_command_runs():

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import urllib.request
 import venv
@@ -47,7 +46,7 @@ def place(sdist, tmp_path_factory) -> Path:
     python = bin_of(folder) / "python"
     packages = Path(run(python, "-c", "import site; print(site.getsitepackages()[-1])", cwd=folder).strip())
     # as a line of a .pth, the other packages can be imported, but what is installed there in editable form cannot
-    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (packages / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")) + "\n")
     wheel = next(folder.glob("*.whl"))
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
     where = run(python, "-c", "import expr_lib; print(expr_lib.__file__)", cwd=folder)
@@ -75,7 +74,9 @@ def test_every_link_of_a_notebook_leads_somewhere(course):
     notebooks = sorted((course / "notebooks").glob("*.ipynb"))
     assert [path.name for path in notebooks] == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
     for path in notebooks:
-        text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        text = "\n".join(
+            cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"
+        )
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 

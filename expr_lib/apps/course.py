@@ -14,14 +14,14 @@ from expr_lib.apps.options import count, may_write
 from expr_lib.errors import InputError
 from expr_lib.files import open_regular, replace_file
 
+PACKAGE = WEIGHTS.parent
 PARTS = ("notebooks", "data", "assignments", "benchmarks")
 """What the course consists of, with all that its notebooks link to."""
 
 
 def source() -> Path:
     """The folder that holds `PARTS`: a part of the wheel or, if the package is used where it is developed, its root."""
-    package = Path(__file__).parents[1]
-    place = package / "course" if (package / "course").is_dir() else package.parent
+    place = PACKAGE / "course" if (PACKAGE / "course").is_dir() else PACKAGE.parent
     if not (place / "notebooks" / "00_start_here.ipynb").is_file():
         raise InputError(f"{place}: found no notebooks, expected the course; install the package again")
     return place
@@ -35,8 +35,8 @@ def course_files() -> Iterator[tuple[Path, Path]]:
             inside = path.relative_to(root)
             if path.is_file() and not any(name.startswith((".", "__pycache__")) for name in inside.parts):
                 yield path, inside
-    for card in sorted(WEIGHTS.glob("*.md")):
-        yield card, Path("expr_lib", "weights", card.name)
+    for page in (PACKAGE / "README.md", *sorted(WEIGHTS.glob("*.md"))):
+        yield page, "expr_lib" / page.relative_to(PACKAGE)
 
 
 def course(folder: Annotated[Positional[Path], arg(metavar="FOLDER")] = Path("expr-course")) -> None:

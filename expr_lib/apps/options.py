@@ -5,8 +5,9 @@ import io
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -81,14 +82,13 @@ def _as_typed(message: str, arguments: Sequence[str]) -> str:
 
 
 def needed(module: str) -> str:
-    """What to install for a module that is missing: the extra that brings it, as a user of the package types it."""
-    try:
+    """What to install for a module that is missing: the smallest extra that brings it, as a user types it."""
+    with suppress(PackageNotFoundError):
         declared = [re.fullmatch(r"([\w-]+).*; extra == ['\"](\w+)['\"]", text) for text in requires("expr-lib") or []]
-    except PackageNotFoundError:
-        declared = []
-    for found in filter(None, declared):
-        if found[1].replace("-", "_") == module and found[2] != "dev":
-            return f'this command needs {module}: pip install "expr-lib[{found[2]}]"'
+        size = Counter(found[2] for found in declared if found)
+        extras = [found[2] for found in declared if found and found[1].replace("-", "_") == module]
+        if extras:
+            return f'this command needs {module}: pip install "expr-lib[{min(extras, key=lambda name: size[name])}]"'
     return f"found no module {module}, expected it to be installed: pip install expr-lib"
 
 

@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
-from expr_lib.apps.options import Checkpoint, Output, count, input_errors, may_write
+from expr_lib.apps.options import Checkpoint, NoNumber, Output, count, input_errors, may_write
 from expr_lib.apps.pictures import shown_size
 from expr_lib.errors import InputError
 
@@ -32,7 +32,7 @@ def animate(
     absolute: bool = False,
     smooth: float = 1.0,
     inputs: bool = False,
-    size: int | None = None,
+    size: NoNumber = None,
     photographs: bool = False,
     checkpoint: Checkpoint = SHIPPED,
 ) -> None:

@@ -115,9 +115,14 @@ def on_device(operation, args, kwargs):
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     new_tensor = torch.tensor
+
     # these never reach the dispatcher
+    def tensor(x: Any, device: Any = None, **kind: Any) -> Tensor:
+        made = new_tensor(x, **kind)
+        return made if device is None else made.to(device)
+
     for module in (torch, importlib.import_module("torchmetrics.functional.image.psnr")):
-        monkeypatch.setattr(module, "tensor", lambda x, device=None, **kind: new_tensor(x, **kind).to(device or "cpu"))
+        monkeypatch.setattr(module, "tensor", tensor)
     monkeypatch.setattr(torch, "Generator", Generator)
     adam = importlib.import_module("torch.optim.adam")  # fused, it accepts a list of device types only
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *_, **__: None)

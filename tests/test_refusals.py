@@ -407,7 +407,7 @@ def test_other_options(
     family.command("train", tiny_folder, "--run", new, "--start-from", tmp_path / "no")
     widest = "--model.width 1024 --model.width-r 2048 --model.width-d 1024 --model.d 256 --model.c-f 512"
     monkeypatch.setattr("expr_lib.train.MAX_NUMBERS", 10**8)
-    assert "numbers" in family.command("train", tiny_folder, "--run", new, *widest.split())
+    assert "weights" in family.command("train", tiny_folder, "--run", new, *widest.split())
     family.command("align", "-o", new)
     family.command("align", tmp_path / "no.png", "-o", new)
     family.command("dance")

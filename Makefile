@@ -83,7 +83,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-FAST := environment ecosystem readme images losses model step swap checkpoint datasets plots head
+FAST := environment ecosystem readme images losses model swap datasets head
 check: lint
 	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -q -n 2 $(wildcard $(FAST:%=tests/test_%.py))
 

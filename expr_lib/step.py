@@ -72,9 +72,7 @@ class TakeWeights:
 class TrainConfig:
     """Everything that defines a run."""
 
-    supervision: Literal["auto", "takes", "unpaired"] = (
-        "auto"  # auto: takes if the data have them, else as in the paper
-    )
+    supervision: Literal["auto", "takes", "unpaired"] = "auto"  # auto: takes if the data have them, else unpaired
     generator: Literal["auto", "drawn", "moved"] = "auto"  # auto: moved with takes, else drawn, as in the paper
     steps: int = 17_000  # optimizer steps in total, the warm-up included
     warmup_steps: int = 5_000  # of the AU branch alone, which learns slowly inside a GAN
@@ -86,9 +84,8 @@ class TrainConfig:
     lr_d: float = 3e-4  # discriminators
     cooldown: float = 0.3  # share of the steps over which all learning rates fall to 0 at the end
     feature_d_steps: int = 2  # updates of D_f and D_r per step; they must keep up with the encoder
-    adversary: Literal["uniform", "none", "reversal", "inverted", "entropy"] = (
-        "uniform"  # loss that removes the AUs from f_f
-    )
+    # loss that removes the AUs from f_f
+    adversary: Literal["uniform", "none", "reversal", "inverted", "entropy"] = "uniform"
     detach_f_r: bool = True  # no gradient of the reconstruction in f_r, or f_r would learn identity
     detach_swap: bool = True  # no gradient of the cross-cycle in the first pass, see `both_passes`
     consistency: Literal["self", "cycle"] = "self"  # the self-reconstruction in swap consistency: G(f_f, f_r) or I-hat

@@ -45,7 +45,7 @@ def test_a_release_is_tested_and_built_before_it_is_published():
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/**/[!.]*.ipynb")), ids=lambda path: path.name)
-def test_opening_and_running_a_notebook_changes_nothing_for_git(path, tmp_path):
+def test_running_a_notebook_leaves_nothing_to_commit(path, tmp_path):
     """The filter that `make setup` gives to git, on what JupyterLab writes."""
     command = re.search(r"^STRIP +:= \$\(BIN\)/(.*)", (ROOT / "Makefile").read_text(), re.M)[1]
     prefix, keys = re.search(r"addprefix (\S+),(.*?)\)", command).groups()

@@ -20,6 +20,7 @@ measured of each stay in the folder `--runs`.
 import argparse
 import copy
 import math
+import signal
 import time
 from dataclasses import asdict, replace
 from itertools import product
@@ -51,7 +52,7 @@ from expr_lib.measure import plots
 from expr_lib.measure.evaluate import MEASURES, evaluate, pairs_of, write_results
 from expr_lib.measure.judges import load_judges
 from expr_lib.measure.probes import render
-from expr_lib.run import stop_signals
+from expr_lib.signals import stop_signals
 from expr_lib.step import TrainConfig, batch_of
 from expr_lib.train import accelerator, average, train
 
@@ -122,7 +123,10 @@ def learn(
 
     subjects = torch.from_numpy(np.unique(learns.subject[learns.subject >= 0])).to(here.device)
     pairs = batches(learns, config.batch_size, seed=config.seed, device=here.device, first=about["step"])
-    with stop_signals() as stop, tqdm(total=steps, initial=about["step"], unit="step", dynamic_ncols=True) as bar:
+    with (
+        stop_signals(signal.SIGINT, signal.SIGTERM) as stop,
+        tqdm(total=steps, initial=about["step"], unit="step", dynamic_ncols=True) as bar,
+    ):
         while (done := about["seconds"] / seconds if seconds else about["step"] / steps) < 1:
             began, step = time.perf_counter(), about["step"]
             torch.manual_seed(config.seed * 1_000_003 + step)

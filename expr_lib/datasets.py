@@ -38,9 +38,8 @@ from expr_lib.schema import MetaFile, check_format, checked, read_json
 SPLITS = ("train", "val", "test")
 RESIDENT_BYTES = 2 * 1024**3
 """Data sets with at most this many bytes of images are kept on the device as a whole."""
-NUMBER = (
-    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"  # with the digits 0 to 9 only, not those of other scripts
-)
+# with the digits 0 to 9 only, not those of other scripts
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
 _FIRST = Lock()  # only one of several simultaneous readers copies the images
 
 

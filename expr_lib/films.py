@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from threading import Event, current_thread, main_thread
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,6 +25,7 @@ from PIL import Image
 from expr_lib.errors import InputError
 from expr_lib.files import open_regular, replacing
 from expr_lib.images import IMAGE_ENDINGS, MAX_PIXELS, MIN_SIDE, read_image
+from expr_lib.signals import stop_signals
 
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 MAX_FRAMES = 999_999
@@ -210,23 +210,6 @@ def read_picture(path: Path) -> np.ndarray:
 # -- films out -----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[Event]:
-    """Inside, Ctrl-C sets the event instead of raising, so that what was begun can be ended well.
-
-    In another thread than the main one, which signals do not reach, the event is never set.
-    """
-    stop = Event()
-    if current_thread() is not main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray] = ()) -> int:
     """Write frames (H, W, 3) uint8 of one size, as they come, as ``.mp4``, ``.gif`` or ``.webp`` -> how many.
 
@@ -235,14 +218,14 @@ def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     n = 0
-    with stop_on_interrupt() as stop, replacing(path) as file:
+    with stop_signals(signal.SIGINT) as stop, replacing(path) as file:
 
         def until_stopped() -> Iterator[np.ndarray]:
             nonlocal n
             for image in images:
                 n += 1
                 yield image
-                if stop.is_set():
+                if stop:
                     return
 
         WRITTEN[path.suffix.lower()](file, until_stopped(), rate, sample)

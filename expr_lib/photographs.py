@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from expr_lib.datasets import to_float, to_uint8
+from expr_lib.datasets import to_uint8
 from expr_lib.importers.align import ONE, Aligned, align, face_box, face_weight, inverse, paste, places
 from expr_lib.importers.choose import Choice
 from expr_lib.model import MovingDG, Swapper, mix
 from expr_lib.moving import AtRest, resize
-from expr_lib.swap import expression
+from expr_lib.swap import expression, network_input, read_f_r
 
 SEEN = 256
 """Pixels a side of the copy of a face from which the moving generator derives what moves where."""
@@ -39,7 +39,7 @@ def swap_photographs(
 
     ``weights`` (n,) in [0, 1] says how far each AU goes to the other's. Outside the two faces every pixel is unchanged.
     """
-    f_r = [swapper.encode(_face(swapper, face))[1] for face in faces]
+    f_r = [read_f_r(swapper, face.face) for face in faces]
     a, b = (
         edit(swapper, photo, face, lambda own, other=other: mix(own, other, weights.to(own)))  # type: ignore[misc]
         for photo, face, other in zip(photos, faces, f_r[::-1], strict=True)
@@ -57,7 +57,7 @@ def express_photograph(
 @torch.inference_mode()
 def edit(swapper: Swapper, photo: np.ndarray, face: Aligned, change: Callable[[Tensor], Tensor]) -> np.ndarray:
     """A photograph (H, W, 3) uint8 whose face has the expression ``change(f_r)`` in place of its own, f_r (1, n, d)."""
-    image, dg = _face(swapper, face), swapper.DG
+    image, dg = network_input(swapper, "face", face.face), swapper.DG
     features = swapper.E(resize(image, swapper.config.size))
     f_f, own = dg.disentangle(features, image)
     if isinstance(dg, MovingDG) and isinstance(f_f, AtRest):
@@ -76,8 +76,9 @@ def move(photo: np.ndarray, matrix: np.ndarray, edits: Tensor) -> np.ndarray:
     done, width = photo.copy(), columns.stop - columns.start
     turn = torch.from_numpy(inverse(matrix)[:, :2] / 2).float()  # half sides of the face -> pixels of the photograph
     size = torch.tensor(photo.shape[1::-1])
-    for top in range(rows.start, rows.stop, max(1, STRIP // max(1, width))):
-        strip = slice(top, min(rows.stop, top + max(1, STRIP // max(1, width))))
+    height = max(1, STRIP // max(1, width))
+    for top in range(rows.start, rows.stop, height):
+        strip = slice(top, min(rows.stop, top + height))
         place = places(matrix, strip, columns)
         weight = torch.from_numpy(face_weight(place))
         here = F.grid_sample(edits.cpu(), 2 * torch.from_numpy(place)[None] - 1, "bilinear", "border", False)[0]
@@ -98,9 +99,3 @@ def move(photo: np.ndarray, matrix: np.ndarray, edits: Tensor) -> np.ndarray:
         new = torch.lerp(old.float(), moved, weight[..., None])
         done[strip, columns] = new.round().clamp(0, 255).to(torch.uint8).numpy()
     return done
-
-
-def _face(swapper: Swapper, face: Aligned) -> Tensor:
-    """The cut (S, S, 3) uint8 -> (1, 3, S, S) in [-1, 1], on the swapper's device."""
-    image = torch.from_numpy(face.face).permute(2, 0, 1)[None]
-    return to_float(image.to(next(swapper.parameters()).device))

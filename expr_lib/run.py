@@ -7,7 +7,6 @@ import io
 import json
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from expr_lib.files import replace_file
 from expr_lib.images import write_png
 from expr_lib.model import Swapper, mean_f_r
 from expr_lib.schema import SwapperFile, checked
+from expr_lib.signals import stop_signals
 from expr_lib.step import Nets, TakeWeights, TrainConfig, Weights
 
 SHOWN = ("au", "self_", "cycle", "realism", "guide", "take", "rest")  # losses beside the progress bar
@@ -67,7 +67,7 @@ class Run:
             self.start, changes = resume(self.nets, self.path, self.about, self.allow_changes)
             self.about |= {"changes": changes} if changes else {}
             self.log = stack.enter_context(Log(self.folder, self.start)) if self.main else None
-            self.signals = stack.enter_context(stop_signals())
+            self.signals = stack.enter_context(stop_signals(signal.SIGINT, signal.SIGTERM))
             self.bar = stack.enter_context(
                 tqdm(
                     total=self.config.steps, initial=self.start, unit="step", dynamic_ncols=True, disable=not self.main
@@ -246,21 +246,6 @@ def _settings(about: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(flat))  # tuples are lists in a file
 
 
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """In this context, SIGINT and SIGTERM are only added to the list that it returns; main thread only."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Log:
     """log.csv, tensorboard/ and samples/. A resumed run removes the rows logged after its checkpoint."""
 
@@ -281,9 +266,8 @@ class Log:
         """The rows of log.csv, without an incomplete line that a killed run has left."""
         if not self.path.exists():
             return []
-        header, *lines = self.path.read_text(errors="replace").split("\n")[:-1] or [
-            ""
-        ]  # after the last line end: incomplete
+        # what follows the last line end is incomplete
+        header, *lines = self.path.read_text(errors="replace").split("\n")[:-1] or [""]
         names = header.strip().split(",")
         cells = [line.strip().split(",") for line in lines]
         sound = [c for c in cells if len(c) == len(names) and re.fullmatch("[0-9]{1,18}", c[0])]

@@ -69,7 +69,7 @@ def express_images(
     The other AUs keep their values or, with ``from_rest``, become 0. Raises ``InputError`` for images
     as in :func:`swap_images`, and for a checkpoint without a table of f_r by intensity.
     """
-    f_f, own = swapper.encode(_faces(swapper, "face", images))
+    f_f, own = swapper.encode(network_input(swapper, "face", images))
     return _pixels(swapper.generate(f_f, expression(swapper, own, asked, from_rest)), images)
 
 
@@ -91,7 +91,9 @@ def swap_images(
     R is any size for the moving generator, and may differ between a and b; the drawing one has a fixed size.
     Raises ``InputError`` if the images have another shape or type.
     """
-    (f_f_a, f_r_a), (f_f_b, f_r_b) = (swapper.encode(_faces(swapper, name, x)) for name, x in (("a", a), ("b", b)))
+    (f_f_a, f_r_a), (f_f_b, f_r_b) = (
+        swapper.encode(network_input(swapper, name, x)) for name, x in (("a", a), ("b", b))
+    )
     w = torch.ones(f_r_a.shape[1], device=f_r_a.device) if weights is None else weights.to(f_r_a.device)
     swap_a = swapper.generate(f_f_a, mix(f_r_a, f_r_b, w))  # identity of a, expression of b
     swap_b = swapper.generate(f_f_b, mix(f_r_b, f_r_a, w))
@@ -101,15 +103,14 @@ def swap_images(
 @torch.inference_mode()
 def rest_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray | None:
     """Predicted faces at rest, for images as in :func:`swap_images`; None for the drawing generator."""
-    face = swapper.rest(swapper.encode(_faces(swapper, "face", images))[0])
+    face = swapper.rest(swapper.encode(network_input(swapper, "face", images))[0])
     return None if face is None else _pixels(face, images)
 
 
 @torch.inference_mode()
 def read_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray:
     """The AU intensities that the AU branch reads from faces as in :func:`swap_images` -> (B, n) or (n,) in [0, 5]."""
-    faces = resize(_faces(swapper, "face", images), swapper.config.size)
-    au = swapper.intensities(swapper.read_au(faces)[0])
+    au = swapper.intensities(read_f_r(swapper, images))
     return au.reshape(*images.shape[:-3], -1).float().cpu().numpy()
 
 
@@ -119,7 +120,7 @@ def read_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray:
 @torch.inference_mode()
 def read_f_r(swapper: Swapper, images: np.ndarray | Tensor) -> Tensor:
     """The expressions of faces as in :func:`swap_images` -> f_r (B, n, d)."""
-    return swapper.read_au(resize(_faces(swapper, "face", images), swapper.config.size))[0]
+    return swapper.read_au(resize(network_input(swapper, "face", images), swapper.config.size))[0]
 
 
 def smoothed(f_r: Tensor, sigma: float) -> Tensor:
@@ -158,13 +159,13 @@ def animated(swapper: Swapper, face: np.ndarray | Tensor, f_r: Tensor, batch: in
 
     The still is encoded once. Raises ``InputError`` as :func:`swap_images` does.
     """
-    f_f, _ = swapper.encode(_faces(swapper, "face", face))
+    f_f, _ = swapper.encode(network_input(swapper, "face", face))
     for rows in f_r.split(batch):
         images = swapper.generate(f_f[torch.zeros(len(rows), dtype=torch.long)], rows)
         yield from _pixels(images, images.permute(0, 2, 3, 1))
 
 
-def _faces(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:
+def network_input(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:
     """uint8, channels last -> (B, 3, R, R) in [-1, 1] on the swapper's device; ``InputError`` for another shape."""
     image = torch.as_tensor(image)
     size = swapper.config.size if swapper.config.generator == "drawn" else image.shape[-2] if image.ndim > 2 else 0

@@ -139,7 +139,7 @@ def test_every_import_is_declared(path):
 
 
 LAYERS = """
-errors facs files images films processes blocks moving model losses schema tensors
+errors facs files images signals films processes blocks moving model losses schema tensors
 datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.choose importers.pose importers.align importers.sheet photographs

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 from test_cli import fails
-from test_importers import bring_in, files, picture, places, write
+from test_importers import bring_in, files, interrupted, picture, places, write
 from test_layouts import fex, openface_cells, points_at, table, takes
 
 from expr_lib import checkpoint, films
@@ -278,18 +278,7 @@ def test_an_interrupted_import_of_films_ends_with_the_same_bytes(tmp_path, monke
         disfa_labels(root, range(1, 25), who)
     monkeypatch.setattr(writing, "chunk_size", lambda config: 7)
     import_faces("disfa", root, tmp_path / "whole", SMALL, progress=False)
-    read, reads = writing.read_chunk, []
-
-    def killed(job):
-        if len(reads) == 4:
-            raise KeyboardInterrupt
-        reads.append(job)
-        return read(job)
-
-    monkeypatch.setattr(writing, "read_chunk", killed)
-    with pytest.raises(KeyboardInterrupt):
-        import_faces("disfa", root, tmp_path / "out", SMALL, progress=False)
-    monkeypatch.setattr(writing, "read_chunk", read)
+    interrupted(monkeypatch, 4, "disfa", root, tmp_path / "out")
     films.Playing.path = Path()  # another process
     import_faces("disfa", root, tmp_path / "out", SMALL, progress=False)
     assert files(tmp_path / "out") == files(tmp_path / "whole")

@@ -759,24 +759,29 @@ def test_several_processes_write_the_same_bytes(tmp_path, monkeypatch):
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
+def interrupted(monkeypatch: pytest.MonkeyPatch, n: int, kind: str, root: Path, out: Path) -> None:
+    """An import that is stopped, as by Ctrl-C, after n chunks."""
+    read, reads = writing.read_chunk, []
+
+    def killed(job):
+        if len(reads) == n:
+            raise KeyboardInterrupt
+        reads.append(job)
+        return read(job)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writing, "read_chunk", killed)
+        import_faces(kind, root, out, SMALL, progress=False)
+
+
 @pytest.mark.parametrize("damage", ["none", "torn journal", "torn pixels", "flipped bit"])
 def test_an_interrupted_import_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch, damage):
     root = big_tree(tmp_path / "in")
     write(root / "person3/3.png", b"no image")
     monkeypatch.setattr(writing, "chunk_size", lambda config: 8)
     import_faces("table", root, tmp_path / "whole", SMALL, progress=False)
-    read, reads = writing.read_chunk, []
-
-    def killed(job):
-        if len(reads) == 3:
-            raise KeyboardInterrupt
-        reads.append(job)
-        return read(job)
-
-    monkeypatch.setattr(writing, "read_chunk", killed)
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        import_faces("table", root, out, SMALL, progress=False)
+    interrupted(monkeypatch, 3, "table", root, out)
     assert not (out / "meta.json").exists() and (out / "import.jsonl").exists()
     if damage == "torn journal":
         with (out / "import.jsonl").open("r+b") as file:
@@ -789,7 +794,7 @@ def test_an_interrupted_import_goes_on_and_ends_with_the_same_bytes(tmp_path, mo
             else:
                 file.seek(end - 2000)
                 file.write(b"\xff")
-    reads.clear()
+    read, reads = writing.read_chunk, []
     monkeypatch.setattr(writing, "read_chunk", lambda job: reads.append(job) or read(job))
     report = import_faces("table", root, out, SMALL, progress=False)
     assert len(reads) == (2 if damage == "none" else 3)  # of five chunks; a damaged one is read again

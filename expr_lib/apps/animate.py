@@ -4,6 +4,7 @@ Nothing heavy is imported before the command runs. Annotations are values here, 
 ``from __future__ import annotations``.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,6 +19,7 @@ from expr_lib.apps.held_out import say_if_unfamiliar
 from expr_lib.apps.options import Checkpoint, NoNumber, Output, count, input_errors, may_write
 from expr_lib.apps.pictures import shown_size
 from expr_lib.errors import InputError
+from expr_lib.signals import stop_signals
 
 BATCH = 16
 """Frames that go through the networks together."""
@@ -96,7 +98,7 @@ def animate(
         print(f"expr-lib: {error}; taken as the end of the film", file=sys.stderr)
 
     read, seen = list[torch.Tensor](), list[np.ndarray]()
-    with input_errors(), films.stop_on_interrupt() as stop:
+    with input_errors(), stop_signals(signal.SIGINT) as stop:
         frames = films.frames(film, cut_short)
         begin = next(frames)  # before there is a progress bar: what is no film is told in one line
         first = cut(begin, size)
@@ -105,7 +107,7 @@ def animate(
             if len(seen) == BATCH:
                 read.append(read_f_r(swapper, np.stack(seen)))  # (B, n, d)
                 seen.clear()
-            if stop.is_set():
+            if stop:
                 print("\nexpr-lib: reading stopped; what was read is animated", file=sys.stderr)
                 break
     read += [read_f_r(swapper, np.stack(seen))] if seen else []
@@ -117,10 +119,13 @@ def animate(
         for image in tqdm(animated(swapper, still, f_r), "animating", len(f_r), unit="frame"):
             yield image if again is None else np.concatenate([cut(next(again), size), image], 1)
 
-    some = f_r[torch.linspace(0, len(f_r) - 1, 8).long()]
+    sample: list[np.ndarray] = []
+    if out.suffix.lower() == ".gif":  # which has 255 colours for all frames
+        some = f_r[torch.linspace(0, len(f_r) - 1, 8).long()]
+        sample = [*animated(swapper, still, some), *[first] * (8 * inputs)]
     with input_errors():
-        n = films.write_film(out, shown(), rate, [*animated(swapper, still, some), *[first] * (8 * inputs)])
+        n = films.write_film(out, shown(), rate, sample)
     print(f"{out}: {face.name} with the expressions of {film.name}, {n} frames, {float(rate):g} a second")
     say_if_unfamiliar(swapper.metadata, (face, film), np.stack([still, first]))
-    if stop.is_set() or n < len(f_r):
+    if stop or n < len(f_r):
         raise KeyboardInterrupt

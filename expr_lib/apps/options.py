@@ -120,6 +120,12 @@ def count(option: str, value: int, least: int, most: int) -> int:
     return value
 
 
+def expect_photographs(which: Choice, photographs: bool) -> None:
+    """InputError if one of several faces is chosen in images whose faces are not looked for."""
+    if which != Choice() and not photographs:
+        raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
+
+
 def may_write(option: str, path: Path, *, folder: bool = False, ending: str = "") -> None:
     """InputError if no folder, or no file of this ending, can be made there; nothing is made."""
     if path.exists() and path.is_dir() != folder:

@@ -12,8 +12,7 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
-from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write, several
-from expr_lib.errors import InputError
+from expr_lib.apps.options import Checkpoint, Output, Which, expect_photographs, input_errors, may_write, several
 from expr_lib.importers.choose import Choice
 
 
@@ -131,8 +130,7 @@ def read(paths: Sequence[Path], out: Path, photographs: bool, which: Choice) -> 
     from expr_lib.images import read_image
 
     may_write("--out", out, ending=".png")
-    if which != Choice() and not photographs:
-        raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
+    expect_photographs(which, photographs)
     with input_errors():
         return [read_image(path) for path in paths]
 

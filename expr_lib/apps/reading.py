@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from expr_lib import SHIPPED
-from expr_lib.apps.options import Checkpoint, Output, Which, input_errors, may_write, several
+from expr_lib.apps.options import Checkpoint, Output, Which, expect_photographs, input_errors, may_write, several
 from expr_lib.errors import InputError
 from expr_lib.files import replace_file
 from expr_lib.importers.choose import Choice
@@ -37,8 +37,7 @@ def read(
         checkpoint: weights of the swapper (.safetensors).
     """
     may_write("--out", out, ending=".csv")
-    if which != Choice() and not photographs:
-        raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
+    expect_photographs(which, photographs)
     import torch
 
     from expr_lib.datasets import to_float

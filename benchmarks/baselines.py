@@ -1,51 +1,52 @@
-"""What people would otherwise use: four published ways to change an expression, written from their papers.
+"""Two published ways to edit an expression by labels, implemented from their papers.
 
-- `GANimation`    told the AU intensities of b. Pumarola et al., *GANimation*, ECCV 2018
-- `StarGAN`       told the AU classes of b. Choi et al., *StarGAN*, CVPR 2018
-- `relative AUs`  told the AUs of b less those of a. Ling et al., *Toward Fine-grained Facial Expression Manipulation*,
-  ECCV 2020
-- `DRIT`          shown b, told nothing. Lee et al., *Diverse Image-to-Image Translation via Disentangled
-  Representations*, ECCV 2018
+- `GANimation`  is told the AU intensities of b. Pumarola et al., *GANimation*, ECCV 2018
+- `StarGAN`     is told the AU classes of b. Choi et al., *StarGAN*, CVPR 2018
 
-The first three edit an image as labels say, so at run time somebody must read the AUs of b: the guidance that the paper
-argues against. `branch` is an estimator, `TrueLabels` the upper bound. To the evaluation each looks like ours,
-`encode(image) -> f_f, f_r`, `generate(f_f, f_r) -> image`: for an editor f_f is the image, f_r what was read from it.
+At run time an estimator must read the AUs of b, which is the guidance that the paper argues against (`branch`). To the
+evaluation both look like ours: `encode(image) -> f_f, f_r`, `generate(f_f, f_r) -> image`, where f_f is the image and
+f_r the AUs read from it.
 
-What all share and the papers have otherwise; further deviations stand with each. The critic has as many layers as
+Deviations from the papers that both share; the others are described where they occur. The critic has as many layers as
 leave a map of 2 x 2, at most six, as published for 128 pixels. Faces are mirrored as ours are. The target is the
-expression of the batch's other face. Averaged weights (EMA) are measured, as ours are. Width 64 is the published one,
-with that of `like_ours` a baseline has as many parameters as ours.
+expression of the other face of the pair. Averaged weights (EMA) are measured, as ours are. The published width is 64;
+with the width of `like_ours` a baseline has as many parameters as our method.
 
-In the papers of StarGAN and the relative editor the generator draws the whole face anew. In 2,400 steps of 8 pairs
-StarGAN's did not learn to: instance norm takes the colours away. Here it draws what to add to the image.
-
-In the papers instance norm follows the first layer. It subtracts the mean of each map, and with it what a label, which
-is the same everywhere, adds to the map: the label enters at the zeros around the image alone. Here that norm is left
-out. The label head of a critic learns to read expressions slowly, and an editor can't learn from it sooner. In a short
-training an editor may therefore have a `guide` besides: our AU branch, warmed up alone, frozen, reads each edit as it
-reads our own swaps.
+StarGAN's generator draws the whole face anew. In 2,400 steps of 8 pairs it did not learn to, so here it draws a change
+that is added to the image. In both papers instance norm follows the first layer. It subtracts the mean of each map, and
+with it what a label, which is the same everywhere, adds to the map, so that norm is left out. The label head of a
+critic learns to read expressions slowly, and an editor cannot learn from it earlier. In a short training an editor may
+therefore also have a `guide`: our frozen AU branch, which reads each edit as it reads our own swaps.
 """
 
 from __future__ import annotations
 
+import copy
+import signal
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from expr_lib.datasets import to_uint8
+from expr_lib import checkpoint
+from expr_lib.datasets import FaceData, batches
 from expr_lib.facs import MAX_INTENSITY
 from expr_lib.losses import weighted_mean
 from expr_lib.model import ModelConfig, Swapper, au_classes
-from expr_lib.step import Batch, augment, frozen, partner
+from expr_lib.signals import stop_signals
+from expr_lib.step import Batch, TrainConfig, augment, batch_of, frozen, partner
+from expr_lib.train import accelerator, average
 
-METHODS = ("GANimation", "StarGAN", "relative AUs", "DRIT")
+METHODS = ("GANimation", "StarGAN")
 Estimator = Callable[[Tensor], Tensor]
 """image (B, 3, S, S) in [-1, 1] -> AU intensities (B, n) in [0, 5]."""
 
@@ -59,7 +60,6 @@ class BaselineConfig:
     width: int = 64  # channels of the first layer of every network
     blocks: int = 6  # residual blocks of the generator
     levels: int = 4  # AU classes that the StarGAN-style editor knows, as our adversary
-    d: int = 8  # numbers in the attribute of DRIT
     critic_steps: int = 5  # batches from which the critic learns, for each from which the generator learns
     lr: float = 1e-4
 
@@ -78,33 +78,6 @@ def branch(swapper: Swapper) -> Estimator:
         return swapper.intensities(swapper.read_au(image)[0])
 
     return read
-
-
-class TrueLabels:
-    """A renderer that remembers the AUs of whatever it drew: the best guidance there can be, for rendered faces only.
-
-    Give it to `evaluate` in place of the renderer and its `read` to an editor. Images are known by their bytes.
-    """
-
-    def __init__(self, renderer: Any) -> None:
-        self.renderer, self.device = renderer, renderer.device
-        self.seen: dict[bytes, Tensor] = {}
-
-    def __call__(self, subjects: Any, au: Tensor, views: Any, size: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.renderer(subjects, au, views, size)  # (B, 3, S, S) in [0, 1], (B, S, S)
-        self.seen |= dict(zip(_keys(image * 2 - 1), au.detach().cpu(), strict=True))
-        return image, mask
-
-    def read(self, image: Tensor) -> Tensor:
-        """image (B, 3, S, S) in [-1, 1] -> its true AUs (B, n); `ValueError` for an image that was not drawn here."""
-        try:
-            return torch.stack([self.seen[key] for key in _keys(image)]).to(image.device)
-        except KeyError:
-            raise ValueError("found an image that this renderer has not drawn: it has no true labels") from None
-
-
-def _keys(image: Tensor) -> list[bytes]:
-    return [x.contiguous().numpy().tobytes() for x in to_uint8(image).cpu()]
 
 
 # ------------------------------------------------------------------------------------------------ networks, in parts
@@ -126,47 +99,39 @@ def up(c_in: int, c_out: int) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """Residual block with instance norm; with `style` numbers its norms are scaled and shifted by them."""
+    """Residual block with instance norm."""
 
-    def __init__(self, channels: int, style: int = 0) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, 1, 1, bias=False) for _ in range(2))
-        self.norm1, self.norm2 = (nn.InstanceNorm2d(channels, affine=not style) for _ in range(2))
-        self.film = nn.Linear(style, 4 * channels) if style else None
+        self.norm1, self.norm2 = (nn.InstanceNorm2d(channels, affine=True) for _ in range(2))
 
-    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        scale1 = shift1 = scale2 = shift2 = torch.zeros((), device=x.device, dtype=x.dtype)
-        if self.film is not None and style is not None:
-            scale1, shift1, scale2, shift2 = self.film(style)[:, :, None, None].chunk(4, 1)  # each (B, C, 1, 1)
-        h = F.relu(self.norm1(self.conv1(x)) * (1 + scale1) + shift1)
-        return x + self.norm2(self.conv2(h)) * (1 + scale2) + shift2
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
 
 
 class Painter(nn.Module):
     """StarGAN's generator: image (B, 3, S, S), what is asked (B, K) -> image (B, 3, S, S), mask (B, 1, S, S) or None.
 
     With `masked` (GANimation) it paints colours and says where: mask 0 leaves the pixel as it is. Without, it paints
-    what to add to the image. With `skip` (a U-Net) the way up sees what the way down saw.
+    a change that is added to the image.
     """
 
-    def __init__(self, c: BaselineConfig, n_asked: int, masked: bool = False, skip: bool = False) -> None:
+    def __init__(self, c: BaselineConfig, n_asked: int, masked: bool = False) -> None:
         super().__init__()
-        w, self.skip, more = c.width, skip, 2 if skip else 1
-        # no norm here: what is asked is constant over the image, and instance norm would take away what it adds
+        w = c.width
+        # no norm here: what is asked is constant over the image, and instance norm would remove what it adds
         self.stem = nn.Sequential(nn.Conv2d(3 + n_asked, w, 7, 1, 3), nn.ReLU())
-        self.down1, self.down2 = conv(w, 2 * w, 4, 2), conv(2 * w, 4 * w, 4, 2)
-        self.blocks = nn.Sequential(*(Residual(4 * w) for _ in range(c.blocks)))  # (B, 4w, S/4, S/4)
-        self.up1, self.up2 = up(4 * w, 2 * w), up(2 * w * more, w)
-        self.color = nn.Conv2d(w * more, 3, 7, 1, 3)
-        self.mask = nn.Conv2d(w * more, 1, 7, 1, 3) if masked else None
+        self.net = nn.Sequential(
+            conv(w, 2 * w, 4, 2), conv(2 * w, 4 * w, 4, 2),  # (B, 4w, S/4, S/4)
+            *(Residual(4 * w) for _ in range(c.blocks)), up(4 * w, 2 * w), up(2 * w, w),  # (B, w, S, S)
+        )  # fmt: skip
+        self.color = nn.Conv2d(w, 3, 7, 1, 3)
+        self.mask = nn.Conv2d(w, 1, 7, 1, 3) if masked else None
 
     def forward(self, image: Tensor, asked: Tensor) -> tuple[Tensor, Tensor | None]:
         maps = asked[:, :, None, None].expand(-1, -1, *image.shape[2:])  # (B, K) -> (B, K, S, S)
-        h1 = self.stem(torch.cat([image, maps], 1))  # (B, w, S, S)
-        h2 = self.down1(h1)  # (B, 2w, S/2, S/2)
-        h = self.up1(self.blocks(self.down2(h2)))  # (B, 2w, S/2, S/2)
-        h = self.up2(torch.cat([h, h2], 1) if self.skip else h)  # (B, w, S, S)
-        h = torch.cat([h, h1], 1) if self.skip else h
+        h = self.net(self.stem(torch.cat([image, maps], 1)))
         color = self.color(h).float().tanh()
         if self.mask is None:
             return image + color, None
@@ -218,23 +183,18 @@ def optimizer_step(optimizer: torch.optim.Optimizer, loss: dict[str, Tensor]) ->
     return loss
 
 
-# --------------------------------------------------------------------------------------- three editors, told by labels
+# ----------------------------------------------------------------------------------------- editors, told by labels
 
 
-def intensities(target: Tensor, source: Tensor, c: BaselineConfig) -> Tensor:
+def intensities(target: Tensor, c: BaselineConfig) -> Tensor:
     """Asked for: how strong each AU should be, in [0, 1]; 0 where the label is missing. (B, n) -> (B, n)."""
     return target.nan_to_num() / MAX_INTENSITY
 
 
-def classes(target: Tensor, source: Tensor, c: BaselineConfig) -> Tensor:
+def classes(target: Tensor, c: BaselineConfig) -> Tensor:
     """Asked for: the class of each AU, one-hot; all 0 where the label is missing. (B, n) -> (B, n L)."""
     cls = au_classes(target, (c.levels,))
     return (F.one_hot(cls.clamp_min(0), c.levels) * (cls >= 0)[..., None]).flatten(1).float()
-
-
-def differences(target: Tensor, source: Tensor, c: BaselineConfig) -> Tensor:
-    """Asked for: how much each AU should change, in [-1, 1]; 0 where a label is missing. (B, n) -> (B, n)."""
-    return (target - source).nan_to_num() / MAX_INTENSITY
 
 
 def tell_intensities(score: Tensor, au: Tensor, c: BaselineConfig) -> Tensor:
@@ -249,13 +209,12 @@ def tell_classes(score: Tensor, au: Tensor, c: BaselineConfig) -> Tensor:
 
 
 class Rule(NamedTuple):
-    """What sets one editor of labels apart from another."""
+    """What distinguishes one editor from the other."""
 
-    ask: Callable[[Tensor, Tensor, BaselineConfig], Tensor]  # AUs of target and source -> what the generator is told
+    ask: Callable[[Tensor, BaselineConfig], Tensor]  # AUs of the target -> what the generator is told
     tell: Callable[[Tensor, Tensor, BaselineConfig], Tensor]  # the critic's loss on labels
     weight: float  # of that loss
     masked: bool = False
-    relative: bool = False  # told differences, so a difference of 0 must change nothing
 
 
 GUIDE = 160.0  # weight of what the guide says, that of GANimation's label loss
@@ -266,18 +225,14 @@ RULES = {
     "GANimation": Rule(intensities, tell_intensities, 160.0, masked=True),
     # Choi et al. have one domain of several (an emotion) or a few binary attributes: here each AU has classes.
     "StarGAN": Rule(classes, tell_classes, 1.0),
-    # Ling et al. strengthen the skips of their U-Net by modules that fuse scales (here: plain skips), and have a second
-    # critic for (source, change, target) of one person; our pairs are of two people, so the critic reads AUs as above.
-    "relative AUs": Rule(differences, tell_intensities, 160.0, relative=True),
 }
 
 
 class Editor(nn.Module):
-    """An image and labels in, the edited image out: `GANimation`, `StarGAN` or `relative AUs`.
+    """An image and labels in, the edited image out: `GANimation` or `StarGAN`.
 
     Critic: WGAN-GP, and it reads the labels of real images. Generator: realism, the critic must read the labels of b
-    from the edit, editing back must give the image (L1, 10); where there is a mask it should be wide and smooth, where
-    changes are told none must change nothing (L1, 10).
+    from the edit, editing back must give the image (L1, 10), and a mask should be wide and smooth.
     """
 
     def __init__(self, name: str, c: BaselineConfig, read: Estimator | None = None) -> None:
@@ -285,13 +240,13 @@ class Editor(nn.Module):
         self.name, self.c, self.rule, self.read, self.autocast = name, c, RULES[name], read, nullcontext
         self.guide: Swapper | None = None  # whose AU branch reads edits too, while training; None: as published
         labels = c.n_aus * c.levels if self.rule.ask is classes else c.n_aus
-        self.G = Painter(c, labels, self.rule.masked, self.rule.relative)
+        self.G = Painter(c, labels, self.rule.masked)
         self.D = Critic(c, labels)
         self.opt_G, self.opt_D = adam(self.G, c.lr), adam(self.D, c.lr)
 
-    def edit(self, image: Tensor, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None]:
-        """image (B, 3, S, S), the AUs it should show and those it shows (B, n) -> edited image, mask or None."""
-        return self.G(image, self.rule.ask(target, source, self.c))
+    def edit(self, image: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """image (B, 3, S, S), the AUs it should show (B, n) -> edited image, mask or None."""
+        return self.G(image, self.rule.ask(target, self.c))
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image (B, 3, S, S) -> f_f, the image itself; f_r (B, n, 1), the AUs read from it."""
@@ -300,15 +255,13 @@ class Editor(nn.Module):
 
     def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:
         """f_f (B, 3, S, S) an image, f_r (B, n, 1) the AUs it should show -> image (B, 3, S, S) in [-1, 1]."""
-        target = f_r[..., 0]  # (B, n, 1) -> (B, n)
-        source = self.encode(f_f)[1][..., 0] if self.rule.relative else target
-        return self.edit(f_f, target, source)[0].clamp(-1, 1)
+        return self.edit(f_f, f_r[..., 0])[0].clamp(-1, 1)
 
     def critic_step(self, batch: Batch) -> dict[str, Tensor]:
         """The critic learns; the generator stays as it is, bit for bit."""
         with self.autocast():
             with torch.no_grad():
-                fake = self.edit(batch.x, partner(batch.au), batch.au)[0]
+                fake = self.edit(batch.x, partner(batch.au))[0]
             real_score, labels = self.D(batch.x)
             loss = {
                 "D_realism": self.D(fake)[0].mean() - real_score.mean(),
@@ -321,9 +274,9 @@ class Editor(nn.Module):
         """The generator learns; the critic stays as it is, bit for bit."""
         x, au, au_b = batch.x, batch.au, partner(batch.au)
         with frozen(self.D), self.autocast():
-            fake, mask = self.edit(x, au_b, au)
+            fake, mask = self.edit(x, au_b)
             score, labels = self.D(fake)
-            back, mask_back = self.edit(fake, au, au_b)
+            back, mask_back = self.edit(fake, au)
             loss = {
                 "realism": -score.mean(),
                 "labels": self.rule.weight * self.rule.tell(labels, au_b, self.c),
@@ -333,152 +286,16 @@ class Editor(nn.Module):
                 with frozen(self.guide):
                     read = self.guide.read_au(augment(fake))[1].sigmoid()  # (B, n) of 5
                 loss["guide"] = GUIDE * tell_intensities(read, au_b, self.c)
-            if self.rule.relative:
-                loss["same"] = 10 * F.l1_loss(self.edit(x, au, au)[0], x)
         if mask is not None and mask_back is not None:  # the published weights, on means instead of sums
             loss["mask"] = 0.1 * sum((1 - m).mean() for m in (mask, mask_back))
             loss["smooth"] = sum(m.diff(dim=k).square().mean() for m in (mask, mask_back) for k in (2, 3))
         return optimizer_step(self.opt_G, loss)
 
 
-# ------------------------------------------------------------------------------------- content and attribute, no label
+# ------------------------------------------------------------------------------------------------------- training
 
 
-class ContentAttribute(nn.Module):
-    """DRIT's generator side: two encoders that share nothing, and the generator that joins what they say."""
-
-    def __init__(self, c: BaselineConfig) -> None:
-        super().__init__()
-        w, style = c.width, 4 * c.width
-        self.content = nn.Sequential(
-            conv(3, w, 7), conv(w, 2 * w, 4, 2), conv(2 * w, 4 * w, 4, 2), *(Residual(4 * w) for _ in range(4))
-        )  # (B, 4w, S/4, S/4)
-        steps = (nn.Sequential(nn.Conv2d(i, o, 4, 2, 1), nn.ReLU()) for i, o in pairwise((w, 2 * w, *[4 * w] * 3)))
-        self.attribute = nn.Sequential(  # no norm: it would take away contrast and colour
-            nn.Conv2d(3, w, 7, 1, 3),
-            nn.ReLU(),
-            *steps,
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(4 * w, 2 * c.d),
-        )  # (B, 2d)
-        self.style = nn.Sequential(nn.Linear(c.d, style), nn.ReLU(), nn.Linear(style, style), nn.ReLU())
-        self.blocks = nn.ModuleList(Residual(4 * w, style) for _ in range(4))
-        self.paint = nn.Sequential(up(4 * w, 2 * w), up(2 * w, w), nn.Conv2d(w, 3, 7, 1, 3))
-
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """image (B, 3, S, S) -> content (B, 4w, S/4, S/4), noisy in training; attribute (B, d), its log-variance."""
-        content = self.content(image).float()
-        if self.training:
-            content = content + torch.randn_like(content)
-        mean, log_variance = self.attribute(image).float().chunk(2, 1)  # (B, 2d) -> (B, d), (B, d)
-        return content, mean, log_variance
-
-    def generate(self, content: Tensor, attribute: Tensor) -> Tensor:
-        h, style = content, self.style(attribute)  # (B, 4w)
-        for block in self.blocks:
-            h = block(h, style)
-        return self.paint(h).float().tanh()
-
-
-class ContentCritic(nn.Module):
-    """content (B, 4w, S/4, S/4), attribute (B, d) -> (B, 1): do the two come from one image?"""
-
-    def __init__(self, c: BaselineConfig) -> None:
-        super().__init__()
-        w = 4 * c.width
-        self.net = nn.Sequential(
-            nn.Conv2d(w + c.d, w, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(w, w, 4, 2, 1), nn.LeakyReLU(0.2),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(w, 1),
-        )  # fmt: skip
-
-    def forward(self, content: Tensor, attribute: Tensor) -> Tensor:
-        maps = attribute[:, :, None, None].expand(-1, -1, *content.shape[2:])  # (B, d) -> (B, d, S/4, S/4)
-        return self.net(torch.cat([content, maps], 1)).float()
-
-
-def bce(score: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(score, torch.full_like(score, target))
-
-
-class DRIT(nn.Module):
-    """Content of a, attribute of b, no label anywhere: what an attribute is, the losses and 8 numbers decide.
-
-    Lee et al. have two domains, and a content critic that must not tell the domain from the content. Unpaired faces
-    have none: here it must not tell whether an attribute belongs to the content, so that what the attribute says does
-    not stand in the content. Encoders, generator and image critic exist once instead of once for each domain.
-    Cross-cycle, self-reconstruction and latent regression have weight 10, the two KL terms 0.01, as published. Their
-    image critic is GANimation's and StarGAN's here, without a label head; the loss is theirs (cross-entropy).
-    """
-
-    def __init__(self, c: BaselineConfig) -> None:
-        super().__init__()
-        self.name, self.c, self.autocast = "DRIT", c, nullcontext
-        self.G = ContentAttribute(c)
-        self.D = nn.ModuleDict({"image": Critic(c, 0), "content": ContentCritic(c)})
-        self.opt_G, self.opt_D = adam(self.G, c.lr), adam(self.D, c.lr)
-
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B, 3, S, S) -> f_f, the content (B, 4w, S/4, S/4); f_r, the attribute (B, d)."""
-        content, attribute, _ = self.G.encode(image)
-        return content, attribute
-
-    def generate(self, f_f: Tensor, f_r: Tensor) -> Tensor:
-        """content (B, 4w, S/4, S/4), attribute (B, d) -> image (B, 3, S, S) in [-1, 1]."""
-        return self.G.generate(f_f, f_r)
-
-    def sampled(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """content; attribute drawn around its mean; KL of that distribution to the standard normal one."""
-        content, mean, log_variance = self.G.encode(image)
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
-        return content, mean + torch.randn_like(mean) * (log_variance / 2).exp(), kl
-
-    def critic_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Both critics learn; the generator side stays as it is, bit for bit."""
-        with self.autocast():
-            with torch.no_grad():
-                content, attribute, _ = self.sampled(batch.x)
-                swap = self.generate(content, partner(attribute))
-                drawn = self.generate(content, torch.randn_like(attribute))
-            score = {name: self.D["image"](x)[0] for name, x in (("real", batch.x), ("swap", swap), ("drawn", drawn))}
-            loss = {
-                "D_image": 2 * bce(score["real"], 1) + bce(score["swap"], 0) + bce(score["drawn"], 0),
-                "D_content": bce(self.D["content"](content, attribute), 1)
-                + bce(self.D["content"](content, partner(attribute)), 0),
-            }
-        return optimizer_step(self.opt_D, loss)
-
-    def generator_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Encoders and generator learn; both critics stay as they are, bit for bit."""
-        x = batch.x
-        with frozen(self.D), self.autocast():
-            content, attribute, kl = self.sampled(x)
-            swap, itself = self.generate(content, partner(attribute)), self.generate(content, attribute)
-            content_swap, attribute_swap, _ = self.sampled(swap)
-            normal = torch.randn_like(attribute)
-            drawn = self.generate(content, normal)
-            loss = {
-                "realism": bce(self.D["image"](swap)[0], 1) + bce(self.D["image"](drawn)[0], 1),
-                "hide": bce(self.D["content"](content, attribute.detach()), 0.5),  # the content is what must give way
-                "cycle": 10 * F.l1_loss(self.generate(content_swap, partner(attribute_swap)), x),
-                "same": 10 * F.l1_loss(itself, x),
-                "latent": 10 * F.l1_loss(self.G.encode(drawn)[1], normal),
-                "kl": 0.01 * (kl + content.square().mean()),
-            }
-        return optimizer_step(self.opt_G, loss)
-
-
-# --------------------------------------------------------------------------------------------------- one small surface
-
-Baseline = Editor | DRIT
-
-
-def build(name: str, c: BaselineConfig, read: Estimator | None = None) -> Baseline:
-    """A baseline of `METHODS` with its optimizers, in training mode; an editor needs `read` to encode."""
-    return DRIT(c) if name == "DRIT" else Editor(name, c, read)
-
-
-def train_step(method: Baseline, batch: Batch, step: int) -> dict[str, Tensor]:
+def train_step(method: Editor, batch: Batch, step: int) -> dict[str, Tensor]:
     """The critic learns from every batch, the generator from every `critic_steps`-th -> losses, weighted."""
     loss = method.critic_step(batch)
     if (step + 1) % method.c.critic_steps == 0:
@@ -496,4 +313,62 @@ def like_ours(name: str, c: BaselineConfig) -> BaselineConfig:
     with torch.device("meta"):
         ours = n_parameters(Swapper(ModelConfig(size=c.size, n_aus=c.n_aus)))
         found = [replace(c, width=width) for width in range(4, 128, 4)]
-        return min(found, key=lambda c: abs(n_parameters(build(name, c).G) - ours))
+        return min(found, key=lambda c: abs(n_parameters(Editor(name, c).G) - ours))
+
+
+def train_editor(
+    name: str, c: BaselineConfig, data: FaceData, config: TrainConfig, folder: Path, guide: Path | None = None
+) -> Path:
+    """Train an editor with its own losses on pairs of two people, or continue its run -> its checkpoint.
+
+    `guide` is a checkpoint whose AU branch guides the editor. Batches, averaging and checkpoints are those of
+    `expr_lib`; of `config`, the fields steps, batch_size, ema, seed, device, precision and save_every are used. The
+    rate falls to 0 over the second half, as in StarGAN. A run that was killed and continued ends with the same bits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
+    path, here, learns = folder / "checkpoint.safetensors", accelerator(config), data.subset("train")
+    torch.manual_seed(config.seed)
+    method = Editor(name, c).to(here.device, memory_format=torch.channels_last)
+    method.autocast = here.autocast
+    if guide is not None:
+        method.guide = checkpoint.load_swapper(guide, str(here.device))
+    ema = copy.deepcopy(method.G).eval().requires_grad_(False)
+    nets, optimizers = {"G": method.G, "D": method.D, "ema": ema}, {"opt_G": method.opt_G, "opt_D": method.opt_D}
+    about: dict[str, Any] = {"method": name, "baseline": asdict(c), "step": 0}
+    if (last := checkpoint.load_last(path)) is not None:
+        about["step"] = last[1]["step"]
+        for key, net in nets.items():
+            checkpoint.load_module(key, net, last[0], path)
+        for key, optimizer in optimizers.items():
+            checkpoint.load_optimizer(key, optimizer, last[0])
+
+    subjects = torch.from_numpy(np.unique(learns.subject[learns.subject >= 0])).to(here.device)
+    first = about["step"]
+    pairs = batches(learns, config.batch_size, seed=config.seed, device=here.device, first=first)
+    with stop_signals(signal.SIGINT, signal.SIGTERM) as stop:
+        for step in tqdm(range(first, config.steps), initial=first, total=config.steps, unit="step"):
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            batch = batch_of(next(pairs), subjects, config)
+            for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
+                group["lr"] = c.lr * min(1.0, 2 * (1 - step / config.steps))
+            loss = train_step(method, batch, step)
+            average(ema, method.G, config.ema, step)
+            about["step"] = step + 1
+            if about["step"] in (config.steps, *range(0, config.steps, config.save_every)) or stop:
+                if not torch.stack(list(loss.values())).isfinite().all():
+                    raise FloatingPointError(f"{folder}: step {step}: a loss is not finite: {loss}")
+                tensors = [checkpoint.module_tensors(k, net) for k, net in nets.items()]
+                tensors += [checkpoint.optimizer_tensors(k, optimizer) for k, optimizer in optimizers.items()]
+                checkpoint.save(path, {k: t for part in tensors for k, t in part.items()}, about, keep_previous=True)
+            if stop:
+                raise KeyboardInterrupt
+    return path
+
+
+def open_editor(path: Path, read: Estimator | None, device: str = "cpu") -> Editor:
+    """An editor in eval mode with the averaged weights of a checkpoint; `read` is its estimator of AUs."""
+    tensors, about = checkpoint.load(path, device)
+    method = Editor(about["method"], BaselineConfig(**about["baseline"]), read).to(device)
+    checkpoint.load_module("ema", method.G, tensors, path)
+    return method.eval()

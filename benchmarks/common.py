@@ -13,6 +13,7 @@ from expr_lib.measure.evaluate import MEASURES, write_results
 from expr_lib.step import TrainConfig
 
 LEAKS = {"leak_au": ("0.5", 2), "leak_id": ("1x", 1)}
+GROUPS = {"gain_coarse": ("↑ 1", 2), "gain_fine": ("↑ 1", 2)}
 NONE = {"value": None, "low": None, "high": None}
 
 
@@ -47,7 +48,7 @@ def keep(path: Path, made: dict[str, Any], measure: Callable[[], dict[str, Any]]
 
 def table(rows: list[dict[str, Any]], names: Collection[str], columns: Collection[str]) -> str:
     """Markdown: the mean over seeds, and in brackets their range, or with one seed the 95 % interval over people."""
-    shown = {name: (MEASURES | LEAKS)[name] for name in columns}
+    shown = {name: (MEASURES | LEAKS | GROUPS)[name] for name in columns}
     lines = ["| | seeds | " + " | ".join(f"`{name}` {better}" for name, (better, _) in shown.items()) + " |"]
     lines.append("|---" * (len(shown) + 2) + "|")
     for variant in names:

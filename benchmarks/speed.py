@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.distributed as dist
-from baselines import METHODS, BaselineConfig, branch, build, like_ours, n_parameters
+from baselines import METHODS, BaselineConfig, Editor, branch, like_ours, n_parameters
 from faces import machine
 from torch import Tensor, multiprocessing, nn
 from torch.profiler import profile
@@ -106,7 +106,7 @@ def prepare(s: Setting) -> Contestant:
     runs: nn.Module = nets.ema
     if s.method != "ours":
         c = BaselineConfig(size=s.size, n_aus=s.n_aus)
-        method = build(s.method, c if s.width == "published" else like_ours(s.method, c), branch(nets.ema))
+        method = Editor(s.method, c if s.width == "published" else like_ours(s.method, c), branch(nets.ema))
         swapper = method.to(here.device, memory_format=torch.channels_last)
         method.autocast = here.autocast
         parts = {"critic": lambda: method.critic_step(batch), "generator": lambda: method.generator_step(batch)}

@@ -1,20 +1,20 @@
-"""What does each part of the method contribute? The same training without it, at equal images seen.
+"""What does each part of the method contribute? The same training without it, or with one more, at equal images seen.
 
-    python benchmarks/ablations.py runs/faces-64 --steps 3000      # started again, it goes on where it stopped
-    python benchmarks/ablations.py runs/faces-64 --steps 400 --start-from expr_lib/weights/swap-64.safetensors
+    python benchmarks/ablations.py runs/faces-64 --start-from expr_lib/weights/moved-64.safetensors --steps 150
+    python benchmarks/ablations.py runs/unpaired --start-from expr_lib/weights/swap-64.safetensors --steps 400
+    python benchmarks/ablations.py runs/unpaired --steps 3000      # started again, it continues where it stopped
 
-All variants go on from one common start for `--steps` steps, on the same batches and with the same noise: the end of a
-warm-up, trained once, or with `--start-from` a trained network, which then shows what a part holds in place once it is
-there; that asks for far fewer steps. Then all are measured as `expr-lib evaluate` measures, on the same held-out pairs.
-The full method and the one without its adversary run with three seeds, so that the table shows how much a seed alone
-changes; the seed decides batches and noise, not the start.
+With data in takes, the second generation is trained (`IN_TAKES`), otherwise the first, unpaired (`UNPAIRED`). All
+variants continue from one common start for `--steps` steps, on the same batches and with the same noise: the end of a
+warm-up, trained once, or with `--start-from` a trained network. The latter shows which parts are needed to maintain
+what has been learned, and it takes far fewer steps. All are measured as in `expr-lib evaluate`, on the same held-out
+pairs. `SEEDS` gives the variants with several seeds, which show how much a seed alone changes; the seed determines
+batches and noise, but not the start.
 
 Writes benchmarks/results/ablations.json, .md and .png (or `--out`); runs and their results stay in `--runs`.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import LEAKS, begin_with, keep, leaks_of, picture, recipe, table
+from guides import built_of
 from torch import Tensor, nn
 
 from expr_lib import checkpoint, model
-from expr_lib.apps.held_out import held_out_faces
+from expr_lib.apps.held_out import held_out_faces, measured_size
 from expr_lib.datasets import FaceData
 from expr_lib.faces.render import load_renderer
 from expr_lib.measure.evaluate import evaluate, write_results
@@ -58,19 +59,17 @@ class MapG(model.G):
         return torch.einsum("bnyx,nw->bwyx", where, self.paint).to(h.dtype)
 
 
-@contextmanager
-def built_of(parts: dict[str, type]) -> Iterator[None]:
-    """Inside, networks are built of these classes in place of the library's of the same names."""
-    before = {name: getattr(model, name) for name in parts}
-    vars(model).update(parts)
-    try:
-        yield
-    finally:
-        vars(model).update(before)
-
-
 # what differs from the full method: a setting, weights of losses, sizes, or classes of the networks
-VARIANTS: dict[str, dict[str, Any]] = {
+IN_TAKES: dict[str, dict[str, Any]] = {
+    "full method": {},
+    "no guidance": {"take_weights": {"guide": 0.0}},
+    "no face at rest": {"take_weights": {"rest": 0.0}},
+    "with cross-cycle": {"take_weights": {"cycle": 20.0}},
+    "with AU adversary on f_f": {"take_weights": {"hide_au": 2.0}},
+    "with subject adversary": {"take_weights": {"hide_subject": 0.1}},
+    "with realism and swap consistency": {"take_weights": {"realism": 1.0, "swap": 1.0}},
+}
+UNPAIRED: dict[str, dict[str, Any]] = {
     "full method": {},
     "no adversary on f_f": {"adversary": "none"},
     "gradient reversal": {"adversary": "reversal"},
@@ -84,13 +83,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reconstruction reaches f_r": {"detach_f_r": False},
     "f_r as maps": {"parts": {"AURelated": MapRelated, "G": MapG}, "model": {"d": 64}},  # 64 px: 8 x 8 places
 }
+VARIANTS = IN_TAKES | UNPAIRED
 SEEDS = {"full method": 3, "no adversary on f_f": 3}  # the others: one
-SHOWN = ("transfer_score", "au_icc", "own_expression_left", "identity_kept", "psnr")
+SHOWN = ("gain", "transfer_score", "au_icc", "own_expression_left", "identity_kept", "psnr")
 
 
 def config_of(variant: str, seed: int, full: TrainConfig) -> TrainConfig:
     changes = {name: value for name, value in VARIANTS[variant].items() if name != "parts"}
-    parts = {name: replace(getattr(full, name), **changes.pop(name, {})) for name in ("weights", "model")}
+    parts = {x: replace(getattr(full, x), **changes.pop(x, {})) for x in ("weights", "take_weights", "model")}
     return replace(full, seed=seed, **parts, **changes)
 
 
@@ -103,7 +103,7 @@ def learn(
         parts = VARIANTS[variant].get("parts", {})
         config = config_of(variant, 0, full)
         only = replace(full, steps=full.warmup_steps, cooldown=0.0, model=replace(full.model, d=config.model.d))
-        with built_of(parts):
+        with built_of(**parts):
             warm = None if start_from else train(only, data, runs / "-".join(["warm-up", *parts]))
             for seed in range(SEEDS.get(variant, 1)):
                 run = runs / f"{variant.replace(' ', '-')}-{seed}"
@@ -121,9 +121,9 @@ def measured(variant: str, path: Path, pairs: int, probe: int, device: str) -> d
     _, about = checkpoint.load(path)
 
     def measure() -> dict[str, Any]:
-        with built_of(VARIANTS[variant].get("parts", {})):
+        with built_of(**VARIANTS[variant].get("parts", {})):
             swapper = checkpoint.load_swapper(path, device)
-        plan = held_out_faces(swapper.config.size)
+        plan = held_out_faces(measured_size(swapper.config))
         results = evaluate(
             swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
             n_moves=0, n_probe=probe, device=device,
@@ -143,17 +143,21 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200, help="held-out pairs to measure")
     parser.add_argument("--probe", type=int, default=6000, help="faces that the probe of f_f learns from; 0: no probe")
     parser.add_argument("--start-from", type=Path, help="a checkpoint to begin with, instead of a warm-up")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="default: all of the generation"
+    )
     parser.add_argument("--width", type=int, default=ModelConfig.width, help="of E and G; the other widths follow")
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
     args = parser.parse_args()
-    names = [name for name in args.variants if not (args.start_from and "parts" in VARIANTS[name])]  # other networks
+    data = FaceData.open(args.data)
+    chosen = args.variants or (IN_TAKES if (data.take >= 0).any() else UNPAIRED)
+    names = [name for name in chosen if not (args.start_from and "parts" in VARIANTS[name])]  # other networks
     warmup_steps = 0 if args.start_from else args.warmup_steps
     widths = ModelConfig(width=args.width, width_r=2 * args.width, width_d=args.width // 2)
     full = recipe(args.steps, warmup_steps, batch_size=args.batch_size, device=args.device, model=widths)
-    done = learn(FaceData.open(args.data), args.runs, full, names, args.start_from)
+    done = learn(data, args.runs, full, names, args.start_from)
     device = accelerator(full).device.type
     rows = [
         {"variant": v, "seed": s, **measured(v, path, args.pairs, args.probe, device)} for (v, s), path in done.items()

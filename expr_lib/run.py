@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from expr_lib import checkpoint, processes
 from expr_lib.blocks import ModelConfig
-from expr_lib.datasets import FaceData, held_out_pairs, to_float, to_uint8
+from expr_lib.datasets import FaceData, draw_takes, held_out_pairs, to_float, to_uint8
 from expr_lib.errors import InputError
 from expr_lib.files import replace_file
 from expr_lib.images import write_png
@@ -30,9 +30,11 @@ from expr_lib.schema import SwapperFile, checked
 from expr_lib.signals import stop_signals
 from expr_lib.step import Nets, TakeWeights, TrainConfig, Weights
 
-SHOWN = ("au", "self_", "cycle", "realism", "guide", "take", "rest")  # losses beside the progress bar
+SHOWN = ("au", "self_", "cycle", "realism", "guide", "take", "rest", "gain")  # losses beside the progress bar
 EXPLODED = 100.0  # every loss except the weighted total is a mean of order 1; none exceeded 2 in a normal run
 
+TAKE_PAIRS = 64
+"""Pairs inside takes on which the gain in log.csv is measured, of people who are not trained on if there are takes."""
 TABLE_IMAGES = 4096
 """Number of training images, evenly spaced, from which the table of f_r by intensity is computed."""
 
@@ -55,6 +57,7 @@ class Run:
         rows, places = np.unique(pairs, return_inverse=True)
         self.data, self.held_out = data[rows], places.reshape(pairs.shape)  # only these rows are copied to the device
         learn = data.subset("train")
+        self.take_pairs = take_pairs(data, config.seed) if config.supervision == "takes" else None
         spaced = np.unique(np.linspace(0, len(learn) - 1, min(TABLE_IMAGES, len(learn))).astype(int))
         self.table_images = learn[spaced]
         self.losses = LatestLosses(nets, self.path)
@@ -93,7 +96,9 @@ class Run:
         if not (log or picture or save or stop):
             return
         values = self.losses.latest()
-        if self.log and log:
+        if self.log and picture and self.take_pairs:
+            values["gain"] = take_gain(self.nets.ema, *self.take_pairs, self.nets.accelerator.device)
+        if self.log and (log or "gain" in values):
             self.log.write(done, values)
             shown = " ".join(f"{k} {v:.3f}" for k, v in values.items() if k in SHOWN)
             images = 2 * (c.warmup_batch_size if step < c.warmup_steps else c.batch_size)
@@ -255,7 +260,7 @@ class Log:
         self.run, self.path = run, run / "log.csv"
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         losses = Weights.__annotations__ | TakeWeights.__annotations__
-        self.columns = ["step", *losses, "G", "D_realism", "D_swap", "D_f", "D_r"]
+        self.columns = ["step", *losses, "G", "D_realism", "D_swap", "D_f", "D_r", "gain"]
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, self.columns, extrasaction="ignore")
         writer.writeheader()
@@ -278,7 +283,7 @@ class Log:
             row = {"step": step} | {k: f"{v:.6g}" for k, v in values.items()}
             csv.DictWriter(file, self.columns).writerow(row)
         for name, value in values.items():
-            self.board.add_scalar(f"loss/{name}", value, step)
+            self.board.add_scalar(name if name == "gain" else f"loss/{name}", value, step)
         self.board.flush()
 
     def __enter__(self) -> Log:
@@ -290,6 +295,29 @@ class Log:
     def picture(self, step: int, grid: np.ndarray) -> None:
         write_png(self.run / "samples" / f"{step:07d}.png", grid)
         self.board.add_image("samples", grid, step, dataformats="HWC")
+
+
+def take_pairs(data: FaceData, seed: int) -> tuple[FaceData, np.ndarray]:
+    """Fixed pairs inside takes, of the validation people if they have takes: their images, rows of them (n, 2)."""
+    held_out = data.subset("val")
+    try:
+        drawn = draw_takes(held_out, TAKE_PAIRS, np.random.default_rng(seed))
+    except InputError:
+        held_out = data.subset("train")
+        drawn = draw_takes(held_out, TAKE_PAIRS, np.random.default_rng(seed))
+    rows, places = np.unique(drawn[:, :2], return_inverse=True)
+    return held_out[rows], places.reshape(-1, 2)
+
+
+@torch.no_grad()
+def take_gain(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: torch.device) -> float:
+    """The gain of giving image 1 of a take the expression of image 2, over pairs (n, 2): 0 is copying, 1 is perfect.
+
+    As `metrics.gain`, but over the whole picture and for swaps of one person, whose true answer is image 2. Our choice.
+    """
+    one, other = (to_float(data.pixels(pairs[:, i], device)) for i in (0, 1))  # (n, 3, S, S)
+    answer = swapper.generate(swapper.encode(one)[0], swapper.encode(other)[1])
+    return float(1 - (answer - other).abs().mean() / (one - other).abs().mean())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import guidance
 import pytest
 import torch
 from guides import EMOTIONS, GUIDES, Facts, Remembered, built_of, editing, expression_class, guided, predicted
+from time_to_gain import reached
 from torch import nn
 
 from expr_lib import model
@@ -139,3 +140,9 @@ def test_the_halves_are_all_action_units() -> None:
 def test_the_table_is_that_of_the_result_file(file: Path) -> None:
     found = json.loads(file.read_text(encoding="utf-8"))
     assert guidance.text_of(found) == file.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_each_level_of_gain_is_reached_when_it_is_first_passed() -> None:
+    table = reached([100, 200, 300], [60.0, 120.0, 180.0], [0.05, 0.31, 0.25]).split("\n")
+    assert table[2:] == ["| 0.1 | 2.0 | 200 |", "| 0.2 | 2.0 | 200 |", "| 0.225 | 2.0 | 200 |", "| 0.3 | 2.0 | 200 |",
+                         "| 0.4 | – | – |", "| 0.45 | – | – |"]  # fmt: skip

@@ -1,5 +1,6 @@
 """The second generation: pixels that move, the face at rest, takes, and editing by numbers."""
 
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from expr_lib.facs import AU_NAMES
 from expr_lib.losses import difference_weight, take_loss
 from expr_lib.model import ModelConfig, Swapper, mean_f_r
 from expr_lib.moving import AtRest, Mover, as_map, resize, twice, warp
+from expr_lib.run import take_gain, take_pairs
 from expr_lib.step import TakeWeights, TrainConfig, batch_of
 from expr_lib.swap import express_images, parse_expression, swap_images
 from expr_lib.take_step import stranger, take_step
@@ -244,6 +246,32 @@ def test_a_run_on_takes_that_is_interrupted_ends_with_the_same_bits(data, tmp_pa
         torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), expected.state_dict().values(), strict=True)
     )
     assert torch.equal(resumed.table, expected.table) and expected.config.generator == "moved"
+
+
+def test_the_gain_in_the_log_is_0_for_a_copy_and_1_for_the_other_image_of_the_take(data):
+    images, pairs = take_pairs(data, 0)
+    assert set(images.split) == {"val"} if (data.split == "val").any() else {"train"}
+    assert (images.take[pairs[:, 0]] == images.take[pairs[:, 1]]).all() and (pairs[:, 0] != pairs[:, 1]).all()
+
+    class Fixed:
+        def __init__(self, copy: bool) -> None:
+            self.copy = copy
+
+        def encode(self, image):
+            return image, image
+
+        def generate(self, f_f, f_r):
+            return f_f if self.copy else f_r
+
+    assert take_gain(Fixed(True), images, pairs, torch.device("cpu")) == 0
+    assert take_gain(Fixed(False), images, pairs, torch.device("cpu")) == 1
+
+
+def test_the_log_of_a_run_on_takes_has_the_gain_whenever_a_picture_is_made(data, tmp_path):
+    train(replace(TINY, sample_every=3, log_every=2, steps=6), data, tmp_path)
+    with (tmp_path / "log.csv").open() as file:
+        found = {int(row["step"]): row["gain"] for row in csv.DictReader(file)}
+    assert [step for step, gain in found.items() if gain] == [3, 6] and -5 < float(found[6]) < 1
 
 
 # -- editing by numbers --------------------------------------------------------------------------------------------

@@ -19,13 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from common import LEAKS, begin_with, keep, leaks_of, picture, recipe, table
-from guides import built_of
-from torch import Tensor, nn
 
-from expr_lib import checkpoint, model
+from expr_lib import checkpoint
 from expr_lib.apps.held_out import held_out_faces, measured_size
 from expr_lib.datasets import FaceData
 from expr_lib.faces.render import load_renderer
@@ -35,31 +31,7 @@ from expr_lib.model import ModelConfig
 from expr_lib.step import TrainConfig
 from expr_lib.train import accelerator, train
 
-
-class MapRelated(model.AURelated):
-    """features (B, w + 4, S/4, S/4) -> f_r, one map for each AU: (B, n, d), d = (S/8)^2 places."""
-
-    def __init__(self, c: ModelConfig) -> None:
-        super().__init__(c)
-        self.tower = self.tower[:2]  # (B, r, S/8, S/8)
-        self.to_f_r = nn.Sequential(nn.Conv2d(c.width_r, c.n_aus, 1), nn.Flatten())  # (B, n * d)
-
-
-class MapG(model.G):
-    """G that the maps themselves tell where each AU acts; no gate decides it."""
-
-    def __init__(self, c: ModelConfig) -> None:
-        super().__init__(c)
-        self.paint = nn.Parameter(torch.randn(c.n_aus, c.width) * 0.1)
-        del self.gate
-
-    def painted(self, h: Tensor, f_r: Tensor) -> Tensor:
-        where = f_r.unflatten(2, (h.shape[2] // 2, -1))  # (B, n, d) -> (B, n, S/8, S/8)
-        where = F.interpolate(where, scale_factor=2.0, mode="bilinear")  # (B, n, S/4, S/4)
-        return torch.einsum("bnyx,nw->bwyx", where, self.paint).to(h.dtype)
-
-
-# what differs from the full method: a setting, weights of losses, sizes, or classes of the networks
+# what differs from the full method: a setting, weights of losses, or sizes
 IN_TAKES: dict[str, dict[str, Any]] = {
     "full method": {},
     "no guidance": {"take_weights": {"guide": 0.0}},
@@ -81,7 +53,6 @@ UNPAIRED: dict[str, dict[str, Any]] = {
     "roomy f_f": {"model": {"noise": 0.1}},
     "no subject adversary": {"weights": {"hide_subject": 0.0}},
     "reconstruction reaches f_r": {"detach_f_r": False},
-    "f_r as maps": {"parts": {"AURelated": MapRelated, "G": MapG}, "model": {"d": 64}},  # 64 px: 8 x 8 places
 }
 VARIANTS = IN_TAKES | UNPAIRED
 SEEDS = {"full method": 3, "no adversary on f_f": 3}  # the others: one
@@ -89,7 +60,7 @@ SHOWN = ("gain", "transfer_score", "au_icc", "own_expression_left", "identity_ke
 
 
 def config_of(variant: str, seed: int, full: TrainConfig) -> TrainConfig:
-    changes = {name: value for name, value in VARIANTS[variant].items() if name != "parts"}
+    changes = dict(VARIANTS[variant])
     parts = {x: replace(getattr(full, x), **changes.pop(x, {})) for x in ("weights", "take_weights", "model")}
     return replace(full, seed=seed, **parts, **changes)
 
@@ -98,31 +69,24 @@ def learn(
     data: FaceData, runs: Path, full: TrainConfig, variants: list[str], start_from: Path | None
 ) -> dict[tuple[str, int], Path]:
     """Train every variant, from `start_from` or from a warm-up that is trained once -> (variant, seed): checkpoint."""
+    warm = None if start_from else train(replace(full, steps=full.warmup_steps, cooldown=0.0), data, runs / "warm-up")
     done = {}
     for variant in variants:
-        parts = VARIANTS[variant].get("parts", {})
-        config = config_of(variant, 0, full)
-        only = replace(full, steps=full.warmup_steps, cooldown=0.0, model=replace(full.model, d=config.model.d))
-        with built_of(**parts):
-            warm = None if start_from else train(only, data, runs / "-".join(["warm-up", *parts]))
-            for seed in range(SEEDS.get(variant, 1)):
-                run = runs / f"{variant.replace(' ', '-')}-{seed}"
-                if warm:
-                    begin_with(warm, run)
-                print(f"{variant}, seed {seed}: {run}", flush=True)
-                done[variant, seed] = train(
-                    config_of(variant, seed, full), data, run, start_from, allow_changes=bool(warm)
-                )
+        for seed in range(SEEDS.get(variant, 1)):
+            run = runs / f"{variant.replace(' ', '-')}-{seed}"
+            if warm:
+                begin_with(warm, run)
+            print(f"{variant}, seed {seed}: {run}", flush=True)
+            done[variant, seed] = train(config_of(variant, seed, full), data, run, start_from, allow_changes=bool(warm))
     return done
 
 
-def measured(variant: str, path: Path, pairs: int, probe: int, device: str) -> dict[str, Any]:
+def measured(path: Path, pairs: int, probe: int, device: str) -> dict[str, Any]:
     """What `evaluate` finds for a checkpoint, kept beside it for as long as all that it was asked stays the same."""
     _, about = checkpoint.load(path)
 
     def measure() -> dict[str, Any]:
-        with built_of(**VARIANTS[variant].get("parts", {})):
-            swapper = checkpoint.load_swapper(path, device)
+        swapper = checkpoint.load_swapper(path, device)
         plan = held_out_faces(measured_size(swapper.config))
         results = evaluate(
             swapper, plan, load_renderer(device), load_judges(device), n_pairs=pairs, n_resamples=200, n_strata=0,
@@ -152,15 +116,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
     args = parser.parse_args()
     data = FaceData.open(args.data)
-    chosen = args.variants or (IN_TAKES if (data.take >= 0).any() else UNPAIRED)
-    names = [name for name in chosen if not (args.start_from and "parts" in VARIANTS[name])]  # other networks
+    names = args.variants or list(IN_TAKES if (data.take >= 0).any() else UNPAIRED)
     warmup_steps = 0 if args.start_from else args.warmup_steps
     widths = ModelConfig(width=args.width, width_r=2 * args.width, width_d=args.width // 2)
     full = recipe(args.steps, warmup_steps, batch_size=args.batch_size, device=args.device, model=widths)
     done = learn(data, args.runs, full, names, args.start_from)
     device = accelerator(full).device.type
     rows = [
-        {"variant": v, "seed": s, **measured(v, path, args.pairs, args.probe, device)} for (v, s), path in done.items()
+        {"variant": v, "seed": s, **measured(path, args.pairs, args.probe, device)} for (v, s), path in done.items()
     ]
     images = 2 * (args.steps * args.batch_size + warmup_steps * full.warmup_batch_size)
     start = f"the weights {args.start_from.name}" if args.start_from else f"one warm-up of {warmup_steps} steps"

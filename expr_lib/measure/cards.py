@@ -8,7 +8,7 @@ from typing import Any
 
 from expr_lib.errors import InputError
 from expr_lib.files import replace_file
-from expr_lib.measure.evaluate import MARKERS, markdown_table
+from expr_lib.measure.evaluate import MARKERS, cells, markdown, markdown_table
 
 FIRST_SEEN = ("gain", "nearer", "transfer_score")
 """The columns of the short table."""
@@ -18,12 +18,13 @@ LATER = ("copy-other", "self-reconstruction", "self-reconstruction of the truth"
 
 def folded_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
     """A table of the `FIRST_SEEN` measures and, folded below it, the one of :func:`evaluate.markdown_table`."""
-    whole = markdown_table(results, beside)
-    rows = [line.split("|")[1:-1] for line in whole.partition("\n\n")[0].splitlines()]
-    columns = [0, *(k for k, name in enumerate(rows[0]) if any(f"`{first}`" in name for first in FIRST_SEEN))]
-    short = ["|".join(["", *(row[k] for k in columns), ""]) for row in rows if row[0].strip() not in LATER]
+    rows = cells(results, beside)
+    short = {
+        row: {name: value for name, value in values.items() if name in FIRST_SEEN}
+        for row, values in rows.items() if row not in LATER
+    }  # fmt: skip
     summary = "<details><summary>All measures, every trivial answer, and how it was measured</summary>"
-    return "\n".join([*short, "", summary, "", whole, "", "</details>"])
+    return "\n".join([markdown(short), "", summary, "", markdown_table(results, beside), "", "</details>"])
 
 
 def update_tables(

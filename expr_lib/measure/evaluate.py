@@ -350,8 +350,8 @@ def cell(estimate: dict[str, float | None], digits: int) -> str:
     return "–" if value is None else value if low is None or high is None else f"{value} ({low} – {high})"
 
 
-def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
-    """The rows of ``results`` as a Markdown table of values with 95 % intervals, followed by probes and command.
+def cells(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> dict[str, dict[str, str]]:
+    """The table of ``results`` as {row: {measure: value with its 95 % interval, or a dash}}.
 
     ``beside`` are results of other checkpoints, each shown in one more row, which names the size of the pictures and
     the number of pairs if they are not those of ``results``. Raises ``InputError`` if they were measured on other
@@ -370,13 +370,23 @@ def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = (
         differs = [f"{one[key]} {unit}" for key, unit in units.items() if one[key] != results[key]]
         rows[f"{label} ({', '.join(differs)})" if differs else label] = one["rows"]["ours"]
     rows |= {name: measured for name, measured in results["rows"].items() if name != "ours"}
-    lines = [
-        "| | " + " | ".join(f"`{name}` {better}" for name, (better, _) in columns.items()) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for name, measured in rows.items():
-        cells = [cell(measured.get(measure, UNDEFINED), digits) for measure, (_, digits) in columns.items()]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return {
+        row: {name: cell(measured.get(name, UNDEFINED), digits) for name, (_, digits) in columns.items()}
+        for row, measured in rows.items()
+    }
+
+
+def markdown(rows: dict[str, dict[str, str]]) -> str:
+    """Rows of :func:`cells` as a Markdown table; a bar in the name of a row is escaped."""
+    columns = next(iter(rows.values()))
+    lines = ["| | " + " | ".join(f"`{name}` {(MEASURES | SECOND)[name][0]}" for name in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    lines += ["| " + " | ".join([row.replace("|", "\\|"), *values.values()]) + " |" for row, values in rows.items()]
+    return "\n".join(lines)
+
+
+def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
+    """The rows of ``results`` and ``beside``, as in :func:`cells`, in Markdown, followed by probes and command."""
     note = (
         f"{results['n_pairs']} pairs of {results['n_subjects']} held-out people in both directions, "
         f"{results['size']} px, 95 % bootstrap intervals over people."
@@ -388,7 +398,7 @@ def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = (
     if talk := results.get("cross_talk"):
         ours, true = (cell(talk[name]["others"], 2) for name in ("network", "true render"))
         note += f" When one AU is moved alone, each other one moves by {ours} of it (in true renders {true})."
-    lines += ["", note]
+    lines = [markdown(cells(results, beside)), "", note]
     if command := results["about"].get("command"):
         lines += ["", f"Made by `{command}`."]
     return "\n".join(lines)

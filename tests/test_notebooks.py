@@ -7,7 +7,6 @@ lowest and highest value, or ``[">", path, margin]`` for a number that must beat
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,20 +21,6 @@ from expr_lib.images import read_image
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BANDS = json.loads((Path(__file__).parent / "notebook_bands.json").read_text())
-SECONDS = {
-    "00_start_here": 60.0,
-    "01_faces_and_action_units": 90.0,
-    "02_why_an_autoencoder_tangles": 90.0,
-    "03_adversarial_disentanglement": 90.0,
-    "04_swapping_and_swap_consistency": 90.0,
-    "05_training_for_real": 90.0,
-    "06_does_it_work": 90.0,
-    "07_the_feature_spaces": 90.0,
-    "08_mixing_expressions": 60.0,
-    "09_your_own_faces": 60.0,
-    "10_a_generator_that_moves": 150.0,
-    "11_the_network": 60.0,
-}
 SMALL: dict[str, dict[str, int]] = {  # the parameters of a test, where a learner's take longer
     "02_why_an_autoencoder_tangles": {"steps": 360},
     "03_adversarial_disentanglement": {"steps": 200, "n_people": 100},
@@ -57,7 +42,7 @@ def prose(notebook: nbformat.NotebookNode) -> str:
 
 
 def test_there_are_notebooks_and_bands_for_each():
-    assert NOTEBOOKS and {path.stem for path in NOTEBOOKS} == set(BANDS) == set(SECONDS)
+    assert NOTEBOOKS and {path.stem for path in NOTEBOOKS} == set(BANDS)
 
 
 # -- as they stand in git ------------------------------------------------------------------------------------------
@@ -129,24 +114,17 @@ def test_each_exercise_has_a_folded_solution_and_a_check(path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Execute a notebook as a learner would, once -> the executed notebook, its metrics, the processor seconds it took.
+    """Execute a notebook as a learner would, once -> the executed notebook and its metrics."""
+    done: dict[Path, tuple[nbformat.NotebookNode, dict]] = {}
 
-    Processor seconds, because they do not depend on what else the machine is doing.
-    """
-    done: dict[Path, tuple[nbformat.NotebookNode, dict, float]] = {}
-
-    def execute(path: Path) -> tuple[nbformat.NotebookNode, dict, float]:
+    def execute(path: Path) -> tuple[nbformat.NotebookNode, dict]:
         if path not in done:
             folder = tmp_path_factory.mktemp(path.stem)
-            before = os.times()
             executed = papermill.execute_notebook(
                 path, folder / path.name, SMALL.get(path.stem, {}) | {"out": str(folder)}, cwd=path.parent,
                 kernel_name="python3", progress_bar=False,
             )  # fmt: skip
-            after = os.times()
-            seconds = sum(after[2:4]) - sum(before[2:4])  # user and system time of child processes, here the kernel
-            assert seconds > 1
-            done[path] = executed, json.loads((folder / "metrics.json").read_text()), seconds
+            done[path] = executed, json.loads((folder / "metrics.json").read_text())
         return done[path]
 
     return execute
@@ -161,9 +139,8 @@ def as_in_jupyterlab(monkeypatch, tmp_path):
 
 
 @each_notebook
-def test_it_runs_in_time_without_an_error_anywhere(path, run):
-    executed, _, seconds = run(path)
-    assert seconds < SECONDS[path.stem]
+def test_it_runs_without_an_error_anywhere(path, run):
+    executed, _ = run(path)
     for cell in executed.cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
@@ -175,7 +152,7 @@ def test_it_runs_in_time_without_an_error_anywhere(path, run):
 
 @each_notebook
 def test_every_figure_is_shown(path, run):
-    executed, _, _ = run(path)
+    executed, _ = run(path)
     draws = ("plots.grid(", "plots.sheet(", "plots.swaps(", "plt.subplots(")
     for cell in executed.cells:
         if cell.cell_type == "code" and any(word in cell.source for word in draws):
@@ -209,7 +186,7 @@ def outside(band: list, where: str, metrics: dict) -> str | None:
 
 @each_notebook
 def test_its_numbers_stay_within_their_bands(path, run):
-    _, metrics, _ = run(path)
+    _, metrics = run(path)
     wrong = [outside(band, where, metrics) for where, band in BANDS[path.stem].items()]
     assert not any(wrong), "; ".join(filter(None, wrong))
 

@@ -34,7 +34,7 @@ Check = Callable[[Shapes, dict[str, Any]], None]
 def load(
     path: str | Path, device: str | torch.device = "cpu", check: Check | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of `save` -> tensors on the device, metadata; errors and `check` as in :func:`tensors.read`."""
+    """Read a file of `save` -> tensors on the device, metadata; errors and `check` as in `tensors.read`."""
     tensors, metadata = files.read(path, check)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 

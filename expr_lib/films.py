@@ -2,9 +2,9 @@
 
 Frames are counted from 1 in the order in which they are shown. Nothing is ever found by time, and no film is searched:
 it is decoded from its beginning, so that a variable frame rate, a missing index or a rounded time moves no frame. A
-film is read as the folder of images that it could be unpacked to: frame 12 of ``film.avi`` is ``film.avi/000012.png``.
+film is read as the folder of images that it could be unpacked to: frame 12 of `film.avi` is `film.avi/000012.png`.
 
-Needs the extra ``films``: PyAV, whose wheels bring the codecs. Only folders of images, GIF and WebP go without it.
+Needs the extra `films`: PyAV, whose wheels bring the codecs. Only folders of images, GIF and WebP go without it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STILL = 6
 
 
 def pyav() -> Any:
-    """PyAV, silenced; ``InputError`` if the extra is not installed."""
+    """PyAV, silenced; `InputError` if the extra is not installed."""
     try:
         import av
     except ImportError:
@@ -52,7 +52,7 @@ def pyav() -> Any:
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A film's container and its first video stream.
 
-    ``ValueError`` in one line if it is no film, has no picture, or pictures below 16 pixels a side or above 100
+    `ValueError` in one line if it is no film, has no picture, or pictures below 16 pixels a side or above 100
     megapixels, and for whatever the decoder trips over inside.
     """
     av = pyav()
@@ -86,7 +86,7 @@ def expect_size(width: int, height: int) -> None:
 
 
 def count_frames(path: Path) -> int:
-    """How many frames a film has, by its packets: nothing is decoded. ``ValueError`` as in :func:`opened`.
+    """How many frames a film has, by its packets: nothing is decoded. `ValueError` as in `opened`.
 
     A film that ends in the middle has as many as are there.
     """
@@ -105,7 +105,7 @@ def count_frames(path: Path) -> int:
 
 
 def decoded(path: Path) -> Iterator[Any]:
-    """PyAV's frames of a film in the order in which they are shown; ``ValueError`` where it is damaged."""
+    """PyAV's frames of a film in the order in which they are shown; `ValueError` where it is damaged."""
     n = 0
     with opened(path) as (container, stream):
         try:
@@ -117,7 +117,7 @@ def decoded(path: Path) -> Iterator[Any]:
 
 
 def to_rgb(frame: Any) -> np.ndarray:
-    """PyAV's frame -> (H, W, 3) uint8 RGB, upright as its film says; ``ValueError`` for a damaged or an absurd one."""
+    """PyAV's frame -> (H, W, 3) uint8 RGB, upright as its film says; `ValueError` for a damaged or an absurd one."""
     expect_size(frame.width, frame.height)
     if frame.is_corrupt:
         raise ValueError("found a damaged frame")
@@ -128,8 +128,8 @@ def to_rgb(frame: Any) -> np.ndarray:
 def frames(path: Path, stop: Callable[[Exception], None] | None = None) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 of a film, or the images of a folder in the order of their names.
 
-    A film that is damaged on the way ends there: ``stop`` gets the error if at least one frame came before it.
-    ``ValueError``, ``InputError`` or ``OSError`` if there is no frame.
+    A film that is damaged on the way ends there: `stop` gets the error if at least one frame came before it.
+    `ValueError`, `InputError` or `OSError` if there is no frame.
     """
     n, source = 0, map(read_image, images_in(path)) if path.is_dir() else map(to_rgb, decoded(path))
     try:
@@ -171,7 +171,7 @@ def frame_paths(film: str, n: int) -> list[str]:
 
 
 def file_of(path: Path) -> Path:
-    """The file that holds an image: the image itself, or the film of a frame such as ``film.avi/000012.png``."""
+    """The file that holds an image: the image itself, or the film of a frame such as `film.avi/000012.png`."""
     return path.parent if path.parent.suffix.lower() in ENDINGS and path.parent.is_file() else path
 
 
@@ -184,9 +184,9 @@ class Playing:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """An image file, or a frame such as ``film.avi/000012.png`` -> (H, W, 3) uint8 RGB.
+    """An image file, or a frame such as `film.avi/000012.png` -> (H, W, 3) uint8 RGB.
 
-    Errors as those of :func:`~expr_lib.images.read_image`; ``ValueError`` for a frame that the film does not have.
+    Errors as those of `images.read_image`; `ValueError` for a frame that the film does not have.
     """
     film, play = file_of(path), Playing
     if film == path:
@@ -211,9 +211,9 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray] = ()) -> int:
-    """Write frames (H, W, 3) uint8 of one size, as they come, as ``.mp4``, ``.gif`` or ``.webp`` -> how many.
+    """Write frames (H, W, 3) uint8 of one size, as they come, as `.mp4`, `.gif` or `.webp` -> how many.
 
-    Ctrl-C ends the film after the frame that is being made; the file is whole then, too. ``sample`` are some frames, or
+    Ctrl-C ends the film after the frame that is being made; the file is whole then, too. `sample` are some frames, or
     parts of them of one width, from which a GIF takes its colours. MP4 needs even sides.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,13 +265,13 @@ def _write_webp(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sa
 
 
 def thinned(images: Iterator[np.ndarray], rate: Fraction) -> tuple[Iterator[np.ndarray], int]:
-    """Every k-th frame, so that at most ``GIF_RATE`` are left of a second; and for how many milliseconds each stays."""
+    """Every k-th frame, so that at most `GIF_RATE` are left of a second; and for how many milliseconds each stays."""
     every = math.ceil(rate / GIF_RATE)
     return islice(images, 0, None, every), round(1000 * every / rate)
 
 
 def held(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pixels that change by no more than ``STILL`` keep their value: a GIF stores what changes, noise too."""
+    """Pixels that change by no more than `STILL` keep their value: a GIF stores what changes, noise too."""
     shown = None
     for image in images:
         if shown is not None:

@@ -37,7 +37,7 @@ def swap_photographs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two photographs (H, W, 3) uint8 with their faces -> both with the expression of the other's face.
 
-    ``weights`` (n,) in [0, 1] says how far each AU goes to the other's. Outside the two faces every pixel is unchanged.
+    `weights` (n,) in [0, 1] says how far each AU goes to the other's. Outside the two faces every pixel is unchanged.
     """
     f_r = [read_f_r(swapper, face.face) for face in faces]
     a, b = (
@@ -50,13 +50,13 @@ def swap_photographs(
 def express_photograph(
     swapper: Swapper, photo: np.ndarray, face: Aligned, asked: dict[str, float], from_rest: bool = False
 ) -> np.ndarray:
-    """A photograph (H, W, 3) uint8 with the intensities ``asked`` of some AUs, the others as in `express_images`."""
+    """A photograph (H, W, 3) uint8 with the intensities `asked` of some AUs, the others as in `express_images`."""
     return edit(swapper, photo, face, lambda own: expression(swapper, own, asked, from_rest))
 
 
 @torch.inference_mode()
 def edit(swapper: Swapper, photo: np.ndarray, face: Aligned, change: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """A photograph (H, W, 3) uint8 whose face has the expression ``change(f_r)`` in place of its own, f_r (1, n, d)."""
+    """A photograph (H, W, 3) uint8 whose face has the expression `change(f_r)` in place of its own, f_r (1, n, d)."""
     image, dg = network_input(swapper, "face", face.face), swapper.DG
     features = swapper.E(resize(image, swapper.config.size))
     f_f, own = dg.disentangle(features, image)
@@ -69,7 +69,7 @@ def edit(swapper: Swapper, photo: np.ndarray, face: Aligned, change: Callable[[T
 def move(photo: np.ndarray, matrix: np.ndarray, edits: Tensor) -> np.ndarray:
     """Do to a photograph (H, W, 3) uint8 what `MovingDG.edit` says of its face: edits (1, 6, s, s) -> (H, W, 3).
 
-    ``matrix`` (2, 3) leads from its pixels to shares of the face. A pixel that does not move keeps its value exactly,
+    `matrix` (2, 3) leads from its pixels to shares of the face. A pixel that does not move keeps its value exactly,
     and so does every pixel outside the ellipse. The work grows with the face, not with the photograph.
     """
     rows, columns = face_box(matrix, photo.shape)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_signals(*numbers: int) -> Iterator[list[int]]:
-    """In this context, the signals ``numbers`` (SIGINT, SIGTERM, ...) are only added to the list that it returns.
+    """In this context, the signals `numbers` (SIGINT, SIGTERM, ...) are only added to the list that it returns.
 
     In another thread than the main one, which signals do not reach, the list stays empty.
     """

@@ -36,7 +36,7 @@ needs_dlib = pytest.mark.skipif(not HAS_DLIB, reason="finding faces needs the ex
 
 
 def points_at(four: np.ndarray, yaw: float = 0.0) -> np.ndarray:
-    """68 landmarks (68, 2) of a head turned by ``yaw`` degrees whose eyes and mouth corners are these points (4, 2)."""
+    """68 landmarks (68, 2) of a head turned by `yaw` degrees whose eyes and mouth corners are these points (4, 2)."""
     c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
     points = POINTS @ np.array([[c, 0], [0, -1], [s, 0]])  # as seen from afar, y down
     points = mapped(inverse(similarity(four)), mapped(similarity(anchors(points)), points))

@@ -36,7 +36,7 @@ CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "lib
 def film(
     path: Path, shades: list[int], size: tuple[int, int] = (64, 48), times: list[int] | None = None, codec: str = ""
 ) -> Path:
-    """A film of frames of one colour each, so that they can be told apart; ``times`` are in hundredths of a second."""
+    """A film of frames of one colour each, so that they can be told apart; `times` are in hundredths of a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec or CODECS[path.suffix.lower()], rate=25, width=size[0], height=size[1])

@@ -30,7 +30,7 @@ CODED = (*GRADED[:-1], 28, 45)
 
 
 def points_at(width: float = 100, x: float = 70, y: float = 30) -> np.ndarray:
-    """68 landmarks (68, 2) of a face seen from the front, whose frame is ``width`` pixels wide."""
+    """68 landmarks (68, 2) of a face seen from the front, whose frame is `width` pixels wide."""
     return landmarks_at(CANONICAL * width + (x, y))
 
 

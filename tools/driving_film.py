@@ -3,7 +3,7 @@
     python tools/driving_film.py build/film       # driving.mp4, and still.png: another person, at rest
     expr-lib animate build/film/still.png build/film/driving.mp4 --inputs -o notebooks/figures/animate.gif
 
-``make film`` does both. Both people are held out: no training set has them.
+`make film` does both. Both people are held out: no training set has them.
 """
 
 from __future__ import annotations

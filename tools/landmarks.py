@@ -1,4 +1,4 @@
-"""Where are the 68 landmarks on the head model? Prints ``expr_lib.importers.pose.POINTS``.
+"""Where are the 68 landmarks on the head model? Prints `expr_lib.importers.pose.POINTS`.
 
     python tools/landmarks.py        # a minute; needs the extra photographs
 

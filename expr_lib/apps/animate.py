@@ -1,7 +1,7 @@
-"""``expr-lib animate``: the expressions of a film, frame by frame, on a still face.
+"""`expr-lib animate`: the expressions of a film, frame by frame, on a still face.
 
 Nothing heavy is imported before the command runs. Annotations are values here, tyro reads them: no
-``from __future__ import annotations``.
+`from __future__ import annotations`.
 """
 
 import signal

@@ -1,6 +1,6 @@
-"""The command line, ``expr-lib``: each command is one function, its arguments are the function's.
+"""The command line, `expr-lib`: each command is one function, its arguments are the function's.
 
-Nothing heavy is imported before a command is chosen, so that ``expr-lib --help`` answers at once. What a user can set
+Nothing heavy is imported before a command is chosen, so that `expr-lib --help` answers at once. What a user can set
 right (a missing file, a wrong number) ends in one line and exit code 2; anything else is a bug and keeps its traceback.
 """
 

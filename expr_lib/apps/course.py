@@ -1,6 +1,6 @@
-"""The course and the app for those who installed the package: ``expr-lib course FOLDER`` and ``expr-lib app``.
+"""The course and the app for those who installed the package: `expr-lib course FOLDER` and `expr-lib app`.
 
-Annotations are values here, tyro reads them: no ``from __future__ import annotations``.
+Annotations are values here, tyro reads them: no `from __future__ import annotations`.
 """
 
 from collections.abc import Iterator

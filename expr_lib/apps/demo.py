@@ -1,4 +1,4 @@
-"""``expr-lib demo``: swaps of faces that training never saw, beside the true answer, with their numbers."""
+"""`expr-lib demo`: swaps of faces that training never saw, beside the true answer, with their numbers."""
 
 import time
 from pathlib import Path

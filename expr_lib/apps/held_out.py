@@ -51,7 +51,7 @@ def second_judge(size: int, renderer: "Renderer") -> "DlibJudge":
 def say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) -> None:
     """One line on stderr for each image (S, S, 3) that is far from the rendered faces a checkpoint was trained on.
 
-    ``about`` is the checkpoint's metadata.
+    `about` is the checkpoint's metadata.
     """
     import torch
 
@@ -69,9 +69,9 @@ def say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) 
 
 
 def unmet_judges(name: str, about: dict[str, Any], seed: int = HELD_OUT_SEED, device: str = "cpu") -> "Judges":
-    """The shipped judges; ``InputError`` where the seed is one that they, or a checkpoint, were trained on.
+    """The shipped judges; `InputError` where the seed is one that they, or a checkpoint, were trained on.
 
-    ``name`` and metadata ``about`` are the checkpoint's.
+    `name` and metadata `about` are the checkpoint's.
     """
     from expr_lib.measure.judges import load_judges
     from expr_lib.measure.probes import PROBE_SEED

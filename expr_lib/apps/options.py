@@ -141,7 +141,7 @@ def may_write(option: str, path: Path, *, folder: bool = False, ending: str = ""
 
 
 def device_of(name: str) -> str:
-    """``auto`` -> the fastest device there is; InputError for one that is not there."""
+    """`auto` -> the fastest device there is; InputError for one that is not there."""
     import torch
 
     if name == "auto":

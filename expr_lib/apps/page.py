@@ -1,10 +1,10 @@
-"""The mixer as static web pages: ``expr-lib page`` exports the networks to ONNX, and the browser runs them.
+"""The mixer as static web pages: `expr-lib page` exports the networks to ONNX, and the browser runs them.
 
 Nothing is computed on a server, and no picture leaves the visitor's machine. Two graphs are written: `encode` (from a
 face to f_f, f_r and its AUs) and `generate` (from f_f of one face, and f_r between those of two, to a picture). Both
 take and give pixels as a canvas has them, RGBA; `static/app.js` calls them through onnxruntime-web, which npm brings.
 
-Annotations are values here, tyro reads them: no ``from __future__ import annotations``.
+Annotations are values here, tyro reads them: no `from __future__ import annotations`.
 """
 
 import base64
@@ -105,11 +105,11 @@ def shown_rows(plan: "FacePlan") -> list[int]:
 
 
 def export(swapper: "Swapper", size: int) -> tuple[bytes, bytes]:
-    """The networks as two ONNX graphs for one picture of ``size`` pixels a side.
+    """The networks as two ONNX graphs for one picture of `size` pixels a side.
 
     encode: pixels (1, S, S, 4) uint8 -> face (1, 3, S, S), map (1, C, 16, 16), f_r (1, n, d), au (1, n) in [0, 5], and
     rest (1, S, S, 4) uint8, the face at rest as pixels. generate: face, map, a (1, n, d) and b (1, n, d), weights (n,)
-    -> pixels (1, S, S, 4) uint8. ``ImportError`` without the extra ``web``.
+    -> pixels (1, S, S, 4) uint8. `ImportError` without the extra `web`.
     """
     import torch
     from torch import Tensor, nn
@@ -177,7 +177,7 @@ def _onnx(network: Any, inputs: tuple[Any, ...], names: list[str], outputs: list
 def difference(swapper: "Swapper", encode: bytes, generate: bytes, a: "np.ndarray", b: "np.ndarray") -> int:
     """Largest difference of a pixel (0 to 255) between onnxruntime and torch when faces a and b (S, S, 3) are mixed.
 
-    The action units go unequally far, from 0 to 1.5 times the way to b. ``ImportError`` without the extra ``web``.
+    The action units go unequally far, from 0 to 1.5 times the way to b. `ImportError` without the extra `web`.
     """
     import numpy as np
     import torch
@@ -208,7 +208,7 @@ def onnx_mix(
 
 
 def runtime_files() -> dict[str, bytes]:
-    """The files of onnxruntime-web, from npm; ``InputError`` without npm, without a network, or for another archive."""
+    """The files of onnxruntime-web, from npm; `InputError` without npm, without a network, or for another archive."""
     try:
         import onnxruntime  # the same project: its package for Python brings the licences, that for the web does not
     except ImportError:

@@ -1,7 +1,7 @@
-"""The commands that change pictures: ``expr-lib swap`` and ``express``.
+"""The commands that change pictures: `expr-lib swap` and `express`.
 
 Nothing heavy is imported before a command runs. Annotations are values here, tyro reads them: no
-``from __future__ import annotations``.
+`from __future__ import annotations`.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""The commands that make data and weights and measure them: ``expr-lib faces``, ``import``, ``align``, ``train``, ...
+"""The commands that make data and weights and measure them: `expr-lib faces`, `import`, `align`, `train`, ...
 
 Nothing heavy is imported before a command runs. Annotations are values here, tyro reads them: no
-``from __future__ import annotations``.
+`from __future__ import annotations`.
 """
 
 import json

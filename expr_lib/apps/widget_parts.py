@@ -1,6 +1,6 @@
 """What the widgets are made of: pictures, sliders, bars, thumbnails, and faces that are encoded already.
 
-Needs the extra ``course``.
+Needs the extra `course`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def data_url(content: bytes, kind: str) -> str:
 
 
 def picture(caption: str, edge: int) -> tuple[widgets.Image, widgets.VBox]:
-    """An image as wide as there is room, ``edge`` pixels at most, and the same with its caption above it."""
+    """An image as wide as there is room, `edge` pixels at most, and the same with its caption above it."""
     image = widgets.Image(format="png", layout=widgets.Layout(width="100%", margin="0"))
     label = widgets.Label(caption, layout=widgets.Layout(height="22px"))
     layout = widgets.Layout(margin="0 8px 4px 0", flex="1 1 110px", min_width="110px", max_width=f"{edge}px")
@@ -69,7 +69,7 @@ def picture(caption: str, edge: int) -> tuple[widgets.Image, widgets.VBox]:
 
 
 def au_sliders(high: float, step: float, form: str, draw: Callable[[Any], None]) -> list[widgets.FloatSlider]:
-    """One slider for each action unit from 0 to ``high``, in the colour of its region."""
+    """One slider for each action unit from 0 to `high`, in the colour of its region."""
     sliders = [
         widgets.FloatSlider(
             min=0.0, max=high, step=step, readout_format=form, description=f"{unit.name} {unit.muscle_action}",
@@ -87,7 +87,7 @@ def au_sliders(high: float, step: float, form: str, draw: Callable[[Any], None])
 def bars(asked: Tensor, judged: Tensor, ceiling: Tensor, *, names: bool) -> str:
     """AU intensities (n_aus,) in [0, 5] as SVG: what the AU judge predicts for answer (colour) and truth (gray).
 
-    A black line marks what is requested. ``names`` writes the names on the left, where no slider does.
+    A black line marks what is requested. `names` writes the names on the left, where no slider does.
     """
     left, scale, top = (70 if names else 4), 56.0, ROW  # scale: pixels to an intensity
     width, height = left + int(MAX_INTENSITY * scale) + 14, top + ROW * len(AU_NAMES)
@@ -149,8 +149,8 @@ def row(*children: widgets.Widget) -> widgets.HBox:
 class EncodedFaces:
     """The rows of a plan as the network takes them: pixels and features, made once, and the truth of any mixture.
 
-    ``plan`` has any size for a moving generator, and the checkpoint's own for a drawing one; keep it short, because
-    every row becomes a thumbnail. ``rest`` (N, S, S, 3) uint8 holds the faces at rest, None if the generator draws.
+    `plan` has any size for a moving generator, and the checkpoint's own for a drawing one; keep it short, because
+    every row becomes a thumbnail. `rest` (N, S, S, 3) uint8 holds the faces at rest, None if the generator draws.
     """
 
     @torch.inference_mode()

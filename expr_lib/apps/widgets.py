@@ -2,7 +2,7 @@
 
 While the kernel draws, a slider waits in the browser and then sends its newest value only: ipywidgets drops those in
 between. So every handler here draws at once, and once, from features that were encoded when the faces were chosen.
-Needs the extra ``course``.
+Needs the extra `course`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def all_at_once(widget: FaceExplorer | LatentMixer) -> Iterator[None]:
 class FaceExplorer(widgets.VBox):
     """The people of a plan, with every action unit, pose and light on a slider: rendered anew at every move.
 
-    ``plan.size`` is the edge of the render in pixels, ``edge`` the one on the screen. ``au`` (17,) is what is shown.
+    `plan.size` is the edge of the render in pixels, `edge` the one on the screen. `au` (17,) is what is shown.
     """
 
     still = False
@@ -135,7 +135,7 @@ class FaceExplorer(widgets.VBox):
 class SwapExplorer(widgets.VBox):
     """Pick a and b: both swaps, the true answers, and what the AU judge reads in the first of them.
 
-    If the generator moves pixels, each face at rest is shown too. ``faces``: those to choose from.
+    If the generator moves pixels, each face at rest is shown too. `faces`: those to choose from.
     """
 
     def __init__(self, faces: EncodedFaces, *, edge: int = 256) -> None:
@@ -176,8 +176,8 @@ class LatentMixer(widgets.VBox):
     """Face a between two expressions, its own (0) and b's (1), all action units together or each alone.
 
     Beside the network's picture: the true render of the same mixture, their difference, and what the AU judge reads in
-    both. ``maximum`` above 1 lets the sliders go beyond b; the true render stops at intensity E, and at absent.
-    ``weights`` (17,) is what the sliders say; ``animation()`` the way from a to b and back as a GIF.
+    both. `maximum` above 1 lets the sliders go beyond b; the true render stops at intensity E, and at absent.
+    `weights` (17,) is what the sliders say; `animation()` the way from a to b and back as a GIF.
     """
 
     still = False
@@ -263,7 +263,7 @@ class LatentMixer(widgets.VBox):
             self.images[name].value = new
 
     def animation(self, steps: int = 12, edge: int = 224) -> bytes:
-        """The network's mixture and the true one beside it, all AUs from 0 to ``maximum`` and back: a GIF."""
+        """The network's mixture and the true one beside it, all AUs from 0 to `maximum` and back: a GIF."""
         way = torch.linspace(0, self.maximum, steps + 1)[:, None].expand(-1, len(AU_NAMES))
         both = torch.cat([f(self.a.value, self.b.value, way) for f in (self.faces.mixed, self.faces.truth)], 2)
         frames = [marked(Image.fromarray(x).resize((2 * edge, edge), Image.Resampling.BICUBIC)) for x in both.numpy()]
@@ -280,8 +280,8 @@ class LatentMixer(widgets.VBox):
 class FeatureMap(widgets.VBox):
     """Points on a map, such as a UMAP of features; the one that is chosen shows its face.
 
-    ``points`` (N, 2), ``images`` (N, S, S, 3) uint8, ``labels`` and ``colors`` (N,); ``legend`` names the colours.
-    Click a point, or walk from left to right with the slider. Some hundred points are a good number. ``chosen`` is its
+    `points` (N, 2), `images` (N, S, S, 3) uint8, `labels` and `colors` (N,); `legend` names the colours.
+    Click a point, or walk from left to right with the slider. Some hundred points are a good number. `chosen` is its
     row.
     """
 

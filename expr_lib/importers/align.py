@@ -1,6 +1,6 @@
 """Photographs: find the face, turn and scale it into the frame of the rendered faces, and paste a face back.
 
-Needs the extra ``photographs`` (dlib and its model of 68 landmarks) only to find faces; with landmarks from elsewhere
+Needs the extra `photographs` (dlib and its model of 68 landmarks) only to find faces; with landmarks from elsewhere
 all the rest works without. The model was trained on 300-W, whose licence excludes commercial use.
 """
 
@@ -24,7 +24,7 @@ MAX_YAW = 37.0
 """Degrees; a head turned further is refused. The rendered heads turn by up to 32; `benchmarks/photographs.py` has the
 error of this reading."""
 MAX_BESIDE = 0.25
-"""Share of the ellipse ``FACE`` that may lie beside the face, on background or hair, which would be moved with it."""
+"""Share of the ellipse `FACE` that may lie beside the face, on background or hair, which would be moved with it."""
 CERTAIN = 0.3
 """Score of dlib's detector below which a find does not count; at its own 0 it takes a badge on a suit for a face."""
 FACE = ((0.5, 0.56), (0.40, 0.42))
@@ -49,10 +49,10 @@ class Aligned:
 
 
 def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
-    """Find the face in a photograph (H, W, 3) uint8 and cut it out, ``size`` pixels a side.
+    """Find the face in a photograph (H, W, 3) uint8 and cut it out, `size` pixels a side.
 
-    Of several faces the largest is taken if it has four times the area of the next one, or as ``choice`` says.
-    Raises ``ImportError`` without the extra ``photographs``, ``ValueError`` if there is no face, if there are several,
+    Of several faces the largest is taken if it has four times the area of the next one, or as `choice` says.
+    Raises `ImportError` without the extra `photographs`, `ValueError` if there is no face, if there are several,
     or if the head is turned too far.
     """
     found = find_faces(photo)
@@ -62,9 +62,9 @@ def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
 
 
 def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
-    """The face with these landmarks (68, 2), ``size`` pixels a side.
+    """The face with these landmarks (68, 2), `size` pixels a side.
 
-    Raises ``ValueError`` for a head that is turned too far, and for landmarks that are none or another photograph's.
+    Raises `ValueError` for a head that is turned too far, and for landmarks that are none or another photograph's.
     """
     points = np.asarray(points, np.float64)
     if points.shape != (68, 2) or not np.isfinite(points).all():
@@ -82,7 +82,7 @@ def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
 
 
 def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:
-    """``LandmarkError`` where eyes and mouth (4, 2) lie outside a photograph of this (height, width)."""
+    """`LandmarkError` where eyes and mouth (4, 2) lie outside a photograph of this (height, width)."""
     for what, low, high, side in zip(("columns", "rows"), points.min(0), points.max(0), shape[1::-1], strict=True):
         if low < 0 or high > side:
             found = f"found eyes and mouth in {what} {low:.0f} to {high:.0f} of {side}"
@@ -90,7 +90,7 @@ def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Share of the ellipse ``FACE`` that lies outside a photograph of this height and width, so that it is invented."""
+    """Share of the ellipse `FACE` that lies outside a photograph of this height and width, so that it is invented."""
     rows, columns = (face_mask(32) > 0).nonzero()
     back = inverse(matrix)
     place = (np.stack([columns, rows], 1) + 0.5) / 32 @ back[:, :2].T + back[:, 2]  # (N, 2) in the photograph
@@ -98,7 +98,7 @@ def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
 
 
 def beside_face(matrix: np.ndarray, points: np.ndarray) -> float:
-    """Share of the ellipse ``FACE``, weighted as it is pasted, that lies beside the face of these landmarks."""
+    """Share of the ellipse `FACE`, weighted as it is pasted, that lies beside the face of these landmarks."""
     brows = points[17:27]
     forehead = brows + 0.9 * (brows.mean(0) - points[33])  # as high as from the brows to below the nose
     outline = np.concatenate([points[:17], forehead[::-1]]) @ matrix[:, :2].T + matrix[:, 2]
@@ -127,7 +127,7 @@ def _models() -> tuple[Any, Any]:
 
 
 def dlib_model(name: str) -> str:
-    """Where a model of the extra ``photographs`` lies; ``ImportError`` where that is not installed."""
+    """Where a model of the extra `photographs` lies; `ImportError` where that is not installed."""
     # the package of the models is never imported: importing it fails with new setuptools
     package = importlib.util.find_spec("face_recognition_models")
     if package is None or package.origin is None or importlib.util.find_spec("dlib") is None:
@@ -144,7 +144,7 @@ def anchors(points: np.ndarray) -> np.ndarray:
 
 
 def similarity(four: np.ndarray) -> np.ndarray:
-    """Least squares turn, scale and shift (2, 3) that carries four points (4, 2) onto ``CANONICAL``.
+    """Least squares turn, scale and shift (2, 3) that carries four points (4, 2) onto `CANONICAL`.
 
     Source: Umeyama, *Least-squares estimation of transformation parameters*, TPAMI 1991, in complex numbers.
     """
@@ -161,12 +161,12 @@ def inverse(matrix: np.ndarray) -> np.ndarray:
 
 
 def magnification(matrix: np.ndarray, size: int) -> float:
-    """Pixels of a crop of ``size`` pixels for each pixel of the photograph."""
+    """Pixels of a crop of `size` pixels for each pixel of the photograph."""
     return float(np.hypot(matrix[0, 0], matrix[1, 0])) * size
 
 
 def crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Look at a photograph (H, W, 3) through the frame of ``matrix`` -> (size, size, 3), without aliasing.
+    """Look at a photograph (H, W, 3) through the frame of `matrix` -> (size, size, 3), without aliasing.
 
     Beyond the photograph its edge goes on.
     """
@@ -193,7 +193,7 @@ def crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
 
 
 def face_weight(place: np.ndarray) -> np.ndarray:
-    """Places (..., 2) in shares of the aligned image -> (...): 1 on the face, 0 outside the ellipse ``FACE``."""
+    """Places (..., 2) in shares of the aligned image -> (...): 1 on the face, 0 outside the ellipse `FACE`."""
     centre, half = np.array(FACE, place.dtype)
     radius = np.hypot(*np.moveaxis((place - centre) / half, -1, 0))
     t = ((1 - radius) / 0.25).clip(0, 1)
@@ -201,13 +201,13 @@ def face_weight(place: np.ndarray) -> np.ndarray:
 
 
 def face_mask(size: int) -> np.ndarray:
-    """(size, size) in [0, 1]: 1 on the face, falling softly to 0 at the ellipse ``FACE``."""
+    """(size, size) in [0, 1]: 1 on the face, falling softly to 0 at the ellipse `FACE`."""
     place = (np.arange(size) + 0.5) / size
     return face_weight(np.stack(np.meshgrid(place, place), -1))
 
 
 def face_box(matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns of a photograph (height, width) in which the ellipse ``FACE`` lies; outside nothing changes."""
+    """Rows and columns of a photograph (height, width) in which the ellipse `FACE` lies; outside nothing changes."""
     back, (centre, half) = inverse(matrix), np.array(FACE)
     x, y = back[:, :2] @ centre + back[:, 2]
     dx, dy = np.hypot(*(back[:, :2] * half).T)  # half the extent of an ellipse that is turned
@@ -224,7 +224,7 @@ def places(matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
 
 
 def match_color(face: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Give a face the mean and spread of each colour channel of ``like``, inside the mask; both (S, S, 3) uint8."""
+    """Give a face the mean and spread of each colour channel of `like`, inside the mask; both (S, S, 3) uint8."""
     weight = face_mask(len(face))[..., None]
     weight = weight / weight.sum()
 
@@ -238,9 +238,9 @@ def match_color(face: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def paste(photo: np.ndarray, face: np.ndarray, aligned: Aligned) -> np.ndarray:
-    """Put a face (S, S, 3), such as a swap of ``aligned.face``, back into the photograph, colours matched -> (H, W, 3).
+    """Put a face (S, S, 3), such as a swap of `aligned.face`, back into the photograph, colours matched -> (H, W, 3).
 
-    Only the ellipse ``FACE`` changes, with a soft edge; every other pixel stays as it is.
+    Only the ellipse `FACE` changes, with a soft edge; every other pixel stays as it is.
     """
     size, matrix = len(face), aligned.matrix
     face = match_color(face, aligned.face if len(aligned.face) == size else crop(photo, matrix, size))

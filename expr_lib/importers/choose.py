@@ -29,7 +29,7 @@ class Choice:
 
 
 def chosen(found: list[np.ndarray], choice: Choice) -> np.ndarray:
-    """One of several faces, each given by its landmarks (68, 2); ``ValueError`` if it is not clear which."""
+    """One of several faces, each given by its landmarks (68, 2); `ValueError` if it is not clear which."""
     if len(found) == 1:
         return found[0]
     if choice.face > len(found):

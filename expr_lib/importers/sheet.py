@@ -48,10 +48,10 @@ PAGE = 20
 
 
 def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> Iterator[str]:
-    """Cut the face out of each photograph, and of all below a folder, into ``out``; yields a line on each file written.
+    """Cut the face out of each photograph, and of all below a folder, into `out`; yields a line on each file written.
 
-    Folders are kept, so that people with a ``1.png`` each do not mix. One photograph and one page of the contact sheet
-    are in memory at a time. Raises ``ValueError`` where there is no file and, when the contact sheet is written, where
+    Folders are kept, so that people with a `1.png` each do not mix. One photograph and one page of the contact sheet
+    are in memory at a time. Raises `ValueError` where there is no file and, when the contact sheet is written, where
     no file shows a face.
     """
     files = list(files_below(paths, out))
@@ -84,7 +84,7 @@ def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> It
 
 
 def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
-    """Files, and those in folders at any depth -> each with the path that it gets; ``out`` itself is not entered.
+    """Files, and those in folders at any depth -> each with the path that it gets; `out` itself is not entered.
 
     Hidden files are passed over and links to folders not followed.
     """
@@ -104,7 +104,7 @@ def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]
 
 
 def beside(*rows: Sequence[np.ndarray], height: int = 1200) -> np.ndarray:
-    """Pictures (H, W, 3) side by side, row upon row, all of one height, ``height`` pixels at most."""
+    """Pictures (H, W, 3) side by side, row upon row, all of one height, `height` pixels at most."""
     height = min(height, max(len(picture) for row in rows for picture in row))
     scaled = [[Image.fromarray(x).resize((round(x.shape[1] * height / len(x)), height)) for x in row] for row in rows]
     return np.concatenate([np.concatenate([np.array(x) for x in row], axis=1) for row in scaled])

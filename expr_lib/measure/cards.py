@@ -17,7 +17,7 @@ LATER = ("copy-other", "self-reconstruction", "self-reconstruction of the truth"
 
 
 def folded_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
-    """A table of the `FIRST_SEEN` measures and, folded below it, the one of :func:`evaluate.markdown_table`."""
+    """A table of the `FIRST_SEEN` measures and, folded below it, the one of `evaluate.markdown_table`."""
     whole = markdown_table(results, beside)
     rows = [line.split("|")[1:-1] for line in whole.partition("\n\n")[0].splitlines()]
     columns = [0, *(k for k, name in enumerate(rows[0]) if any(f"`{first}`" in name for first in FIRST_SEEN))]
@@ -29,9 +29,9 @@ def folded_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ())
 def update_tables(
     document: str | Path, results: dict[str, Any], beside: Sequence[dict[str, Any]] = (), *, card: bool = False
 ) -> None:
-    """Put the tables of ``results`` between the `MARKERS` of a Markdown file; of a model card, write the head too.
+    """Put the tables of `results` between the `MARKERS` of a Markdown file; of a model card, write the head too.
 
-    What is said in words stays. ``InputError`` if the file has no `MARKERS`.
+    What is said in words stays. `InputError` if the file has no `MARKERS`.
     """
     document = Path(document)
     text, begin, end = find_table(document)
@@ -44,7 +44,7 @@ def update_tables(
 
 
 def find_table(readme: Path) -> tuple[str, int, int]:
-    """The text of a Markdown file and the positions of its ``MARKERS``; ``InputError`` if it has none."""
+    """The text of a Markdown file and the positions of its `MARKERS`; `InputError` if it has none."""
     try:
         text = readme.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -56,10 +56,10 @@ def find_table(readme: Path) -> tuple[str, int, int]:
 
 
 def head(name: str, results: dict[str, Any]) -> str:
-    """The YAML with which the model card of the weights ``name`` begins, as hubs of models read it.
+    """The YAML with which the model card of the weights `name` begins, as hubs of models read it.
 
-    Licence, task, and every measure of ``results`` with its value. Raises ``ModuleNotFoundError`` without the extra
-    ``train``, whose packages bring huggingface_hub; nothing is sent or fetched.
+    Licence, task, and every measure of `results` with its value. Raises `ModuleNotFoundError` without the extra
+    `train`, whose packages bring huggingface_hub; nothing is sent or fetched.
     """
     from huggingface_hub import EvalResult, ModelCardData
 

@@ -73,7 +73,7 @@ MEASURES = {
 }
 """Each measure: which direction is better, the perfect value, and the number of decimals in the table."""
 SECOND = {"identity_kept_dlib": ("↑ 1", 2)}
-"""``identity_kept`` by the second identity judge, if there is one."""
+"""`identity_kept` by the second identity judge, if there is one."""
 
 UNDEFINED: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
 PER_AU = ("au_icc", "au_f1", "own_expression_left")
@@ -95,27 +95,27 @@ def evaluate(
     n_resamples: int = 1000, device: str = "cpu", progress: bool = True, about: dict[str, Any] | None = None,
     second: DlibJudge | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Swap ``n_pairs`` fixed pairs of held-out people in both directions and measure every row of the table.
+    """Swap `n_pairs` fixed pairs of held-out people in both directions and measure every row of the table.
 
-    Returns a dict for JSON; an estimate is ``{"value", "low", "high"}`` with a 95 % interval, None if undefined:
+    Returns a dict for JSON; an estimate is `{"value", "low", "high"}` with a 95 % interval, None if undefined:
 
-    - ``rows``        {row of ``ROWS``: {measure of ``MEASURES``: estimate}}, and ``SECOND`` with a ``second`` judge
-    - ``per_au``      {row: {AU: {measure of ``PER_AU``: estimate}}}
-    - ``strata``      {name in ``STRATA``: [{"low", "high", "n_swaps", "rows", "per_au"} of each part, nearest first]},
-      ``n_strata`` parts; 0 leaves them out
-    - ``leaks``       see :func:`probes.leaks`, with ``n_probe`` images for fitting; None if that is 0
-    - ``cross_talk``  see :func:`probes.cross_talk`, with ``n_moves`` moves of each AU; None if that is 0
-    - ``by_numbers``  see :func:`probes.by_numbers`, with ``n_express`` faces; None if that is 0 or there is no table
-    - ``swaps``       one entry for each of our swaps: rows a and b of the plan, the quantities of ``STRATA``, gain,
-      copy (``d(I^a, T)``, in [0, 2]), transfer_score, way (``d_self - d_truth``, in [0, 2]), cosine to a
-    - ``n_pairs``, ``n_subjects``, ``seed``, ``split``, ``size``, ``generator``, and ``about`` (command, checkpoint ...)
+    - `rows`        {row of `ROWS`: {measure of `MEASURES`: estimate}}, and `SECOND` with a `second` judge
+    - `per_au`      {row: {AU: {measure of `PER_AU`: estimate}}}
+    - `strata`      {name in `STRATA`: [{"low", "high", "n_swaps", "rows", "per_au"} of each part, nearest first]},
+      `n_strata` parts; 0 leaves them out
+    - `leaks`       see `probes.leaks`, with `n_probe` images for fitting; None if that is 0
+    - `cross_talk`  see `probes.cross_talk`, with `n_moves` moves of each AU; None if that is 0
+    - `by_numbers`  see `probes.by_numbers`, with `n_express` faces; None if that is 0 or there is no table
+    - `swaps`       one entry for each of our swaps: rows a and b of the plan, the quantities of `STRATA`, gain,
+      copy (`d(I^a, T)`, in [0, 2]), transfer_score, way (`d_self - d_truth`, in [0, 2]), cosine to a
+    - `n_pairs`, `n_subjects`, `seed`, `split`, `size`, `generator`, and `about` (command, checkpoint ...)
 
     Trivial answers count as methods with perfect self-reconstruction, so copy-input has a transfer of 0 and the true
-    render of 1. ``rest_left`` is measured if f_f is a picture (``swapper.rest``); copy-input keeps all expression, and
+    render of 1. `rest_left` is measured if f_f is a picture (`swapper.rest`); copy-input keeps all expression, and
     the true render has the true face at rest. Identity is compared with the input I^a. KID compares every second pair
     with the true renders of the other pairs, and the other way round, so that no image is compared with its own truth.
 
-    Raises ``InputError`` for a swapper in training mode, if ``split`` has too few pairs, and if a part would have fewer
+    Raises `InputError` for a swapper in training mode, if `split` has too few pairs, and if a part would have fewer
     than two.
     """
     if n_pairs < 2 * n_strata:
@@ -144,7 +144,7 @@ def evaluate(
     }  # {name: (2n,)}, equal for both directions of a pair
 
     def table(rows: np.ndarray) -> dict[str, Any]:
-        """``rows`` and ``per_au`` of some swaps (2m,): m times a -> b, then the same pairs b -> a."""
+        """`rows` and `per_au` of some swaps (2m,): m times a -> b, then the same pairs b -> a."""
         tables: dict[str, Any] = {"rows": {}, "per_au": {}}
         truth = answered["true render"]["features"][rows]  # (2m, D)
         for name, values in answered.items():
@@ -206,7 +206,7 @@ def evaluate(
 
 
 def pairs_of(plan: FacePlan, n_pairs: int, seed: int = 0, *, split: str = "test") -> np.ndarray:
-    """The fixed pairs (n, 2) of rows of a plan that are measured, by :func:`datasets.held_out_pairs`."""
+    """The fixed pairs (n, 2) of rows of a plan that are measured, by `datasets.held_out_pairs`."""
     empty = np.empty((len(plan), 0, 0, 3), np.uint8)
     labels = FaceData(empty, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {})
     return held_out_pairs(labels, n_pairs, seed, split=split)
@@ -230,7 +230,7 @@ def _answers(
 ) -> dict[str, dict[str, Tensor]]:
     """Measurements of every row of the table for B pairs: {row: {name: (2B, ...)}}.
 
-    ``rows`` (2B,): a, then b; image i is swapped with image i + B.
+    `rows` (2B,): a, then b; image i is swapped with image i + B.
     """
     other = np.roll(rows, len(rows) // 2)
     pixels, _ = plan.render(renderer, rows)
@@ -291,7 +291,7 @@ def _answers(
 
 
 class _Measured:
-    """One row of the table for some swaps, as one vector: ``MEASURES``, ``SECOND`` if used, ``PER_AU`` by AU."""
+    """One row of the table for some swaps, as one vector: `MEASURES`, `SECOND` if used, `PER_AU` by AU."""
 
     def __init__(
         self, x: dict[str, Tensor], au_a: Tensor, au_b: Tensor, truth: Tensor, *judges: IdentityJudge | DlibJudge | None
@@ -331,14 +331,14 @@ class _Measured:
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """Write ``results`` as JSON, whole or not at all, with each estimate and list of numbers on one line."""
+    """Write `results` as JSON, whole or not at all, with each estimate and list of numbers on one line."""
     text = json.dumps(results, indent=1, allow_nan=False)
     text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: re.sub(r"\n *", " ", innermost[0]), text)
     replace_file(Path(path), (text + "\n").encode())
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a file of :func:`write_results`; ``InputError`` for any other file."""
+    """Read a file of `write_results`; `InputError` for any other file."""
     results = read_json(path)
     checked(ResultsFile, results, str(path))
     return results
@@ -351,10 +351,10 @@ def cell(estimate: dict[str, float | None], digits: int) -> str:
 
 
 def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
-    """The rows of ``results`` as a Markdown table of values with 95 % intervals, followed by probes and command.
+    """The rows of `results` as a Markdown table of values with 95 % intervals, followed by probes and command.
 
-    ``beside`` are results of other checkpoints, each shown in one more row, which names the size of the pictures and
-    the number of pairs if they are not those of ``results``. Raises ``InputError`` if they were measured on other
+    `beside` are results of other checkpoints, each shown in one more row, which names the size of the pictures and
+    the number of pairs if they are not those of `results`. Raises `InputError` if they were measured on other
     people.
     """
     for other in beside:

@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """``with style(): ...`` draws in the style of the course and then restores the settings of matplotlib."""
+    """`with style(): ...` draws in the style of the course and then restores the settings of matplotlib."""
     with plt.rc_context(STYLE):
         yield
         interactive = plt.isinteractive()  # switched on by the backend of a notebook with the first figure
@@ -54,7 +54,7 @@ def style() -> Iterator[None]:
 def save(figure: Figure, path: str | Path, *, colors: int | None = None) -> Path:
     """Write a figure (PNG, SVG or PDF by its ending), whole or not at all; folders are created.
 
-    ``colors``, at most 256, halves the size of a PNG by a palette of this number of colours, with dithering.
+    `colors`, at most 256, halves the size of a PNG by a palette of this number of colours, with dithering.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +82,8 @@ def grid(
 ) -> Figure:
     """Images in rows and columns, labelled on the left and above.
 
-    ``images`` is (R, C, S, S, 3) uint8 or float in [0, 1]; ``note`` is a gray line under the picture; ``cell`` is the
-    edge of one image in inches. Raises ``ValueError`` if the labels do not match the rows or columns.
+    `images` is (R, C, S, S, 3) uint8 or float in [0, 1]; `note` is a gray line under the picture; `cell` is the
+    edge of one image in inches. Raises `ValueError` if the labels do not match the rows or columns.
     """
     images = np.asarray(images)
     if images.ndim != 5 or images.shape[-1] != 3:
@@ -117,7 +117,7 @@ def sheet(
     images: ArrayLike, labels: Sequence[str], *, columns: int, colors: Sequence[str] = (), title: str = "",
     cell: float = 2.2,
 ) -> Figure:  # fmt: skip
-    """A contact sheet: images (n, S, S, 3), each with a label above it, in ``columns`` columns."""
+    """A contact sheet: images (n, S, S, 3), each with a label above it, in `columns` columns."""
     images = np.asarray(images)
     if len(labels) != len(images):
         raise ValueError(f"labels: found {len(labels)}, expected {len(images)}")
@@ -147,7 +147,7 @@ def compare(
 ) -> Axes:
     """Horizontal bars with their numbers, the first in colour and those for comparison in gray.
 
-    ``intervals`` adds a whisker from low to high; ``label`` names the axis.
+    `intervals` adds a whisker from low to high; `label` names the axis.
     """
     with style():
         axes = axes or plt.subplots(figsize=(8, 0.55 * len(values) + 1.2))[1]
@@ -169,8 +169,8 @@ def swaps(
 ) -> Figure:
     """A figure of swaps: a, b, a with the expression of b, and the true answer.
 
-    Images are (n, S, S, 3) uint8; ``rest``, the faces at rest of a, is one more row. ``au_b`` (n, n_aus) in [0, 5], in
-    the order of ``AU_NAMES``, labels the columns.
+    Images are (n, S, S, 3) uint8; `rest`, the faces at rest of a, is one more row. `au_b` (n, n_aus) in [0, 5], in
+    the order of `AU_NAMES`, labels the columns.
     """
     rows = {"a": a, "b": b, "a with the\nexpression of b": swapped, "the true answer": truth}
     if rest is not None:
@@ -201,9 +201,9 @@ RUN_PANELS = {  # title: {column of log.csv: what it is}
 
 
 def plot_run(folder: str | Path, *, smooth: int = 15) -> Figure:
-    """The losses of a training run, from the ``log.csv`` in its folder: thin as logged, thick averaged over rows.
+    """The losses of a training run, from the `log.csv` in its folder: thin as logged, thick averaged over rows.
 
-    ``smooth`` is the number of logged rows in the running mean. Raises ``FileNotFoundError`` if there is no log.
+    `smooth` is the number of logged rows in the running mean. Raises `FileNotFoundError` if there is no log.
     """
     log = pd.read_csv(Path(folder) / "log.csv")
     with style():

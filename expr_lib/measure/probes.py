@@ -65,10 +65,10 @@ def probe_au(
     f_f: Tensor, au: Tensor, other_f_f: Tensor, *, epochs: int = 8, batch_size: int = 16, lr: float = 1e-3,
     seed: int = 0, device: str = "cpu", progress: bool = False,
 ) -> Tensor:  # fmt: skip
-    """AUs read from ``other_f_f`` by a new network fitted to the maps f_f (N, C, H, W) and labels ``au`` (N, n_aus).
+    """AUs read from `other_f_f` by a new network fitted to the maps f_f (N, C, H, W) and labels `au` (N, n_aus).
 
-    ``other_f_f`` (M, C, H, W) should be of other people. Returns (M, n_aus): 1 present, 0 absent, NaN for an AU that is
-    present in all or none of ``au``; NaN labels are ignored.
+    `other_f_f` (M, C, H, W) should be of other people. Returns (M, n_aus): 1 present, 0 absent, NaN for an AU that is
+    present in all or none of `au`; NaN labels are ignored.
 
     The network has the shape of D_f, so D_f could have found in training what it finds. It is trained by Adam with a
     one-cycle schedule, with equal weight for both classes of an AU, as in the balanced accuracy. Maps above 16 x 16
@@ -110,8 +110,8 @@ def probe_au(
 def probe_subject(f_r: Tensor, subject: np.ndarray, *, folds: int = 5) -> np.ndarray:
     """The subject of each image predicted from f_r (N, ...), cross-validated over images, (N,).
 
-    The probe is a support vector machine with a Gaussian kernel ``exp(-|u - v|^2 / D)`` on standardized features. The
-    result is -1 for subjects with fewer than ``folds`` images. More images improve a probe, so compare leaks at the
+    The probe is a support vector machine with a Gaussian kernel `exp(-|u - v|^2 / D)` on standardized features. The
+    result is -1 for subjects with fewer than `folds` images. More images improve a probe, so compare leaks at the
     same N only.
     """
     _, index, count = np.unique(subject, return_inverse=True, return_counts=True)
@@ -132,9 +132,9 @@ def leaks(
 ) -> dict[str, Any]:  # fmt: skip
     """What probes read from f_f and f_r of the given rows of the plan, as estimates with intervals.
 
-    - ``leak_au``  from f_f, fitted to ``n_probe`` images of other new people, ten of each
-    - ``leak_id``  from f_r, cross-validated over the rows
-    - ``per_au``   {AU: estimate of ``leak_au``};  ``n_images``, ``n_fitted``: number of images read and fitted
+    - `leak_au`  from f_f, fitted to `n_probe` images of other new people, ten of each
+    - `leak_id`  from f_r, cross-validated over the rows
+    - `per_au`   {AU: estimate of `leak_au`};  `n_images`, `n_fitted`: number of images read and fitted
     """
     more = plan_faces(FacesConfig(max(2, n_probe // 10), 10, size=plan.size, seed=PROBE_SEED, val=0.0, test=0.0))
 
@@ -171,24 +171,24 @@ def cross_talk(
     swapper: SwapMethod, plan: FacePlan, renderer: Renderer, judge: AUJudge, pairs: np.ndarray, *, n_each: int = 32,
     batch_size: int = 32, n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Move one AU k from a to b, ``G(f_f^a, mix(f_r^a, f_r^b, w e_k))``, w in ``WEIGHTS``, and judge the results.
+    """Move one AU k from a to b, `G(f_f^a, mix(f_r^a, f_r^b, w e_k))`, w in `WEIGHTS`, and judge the results.
 
-    For each k, these are the first ``n_each`` of the pairs (N, 2) of rows whose intensities of k differ by ``DIFFERS``
+    For each k, these are the first `n_each` of the pairs (N, 2) of rows whose intensities of k differ by `DIFFERS`
     or more. The same is measured for true renders in which only k moves, to show the errors of the judge. f_r is
     (B, n_aus, d).
 
-    Returns ``{"weights", "n_moves": {AU: int}, "network": {...}, "true render": {...}}``, with estimates of:
+    Returns `{"weights", "n_moves": {AU: int}, "network": {...}, "true render": {...}}`, with estimates of:
 
-    - ``matrix``      (n_aus, n_aus): change of j (column) over the change of k (row), w from 0 to 1, median over moves
-    - ``moved``       {AU: change of k over the requested change, median}: 1 is all, 0 is nothing
-    - ``curve``       [estimate of the same at each weight], over the moves of all AUs
-    - ``others``      mean of the absolute changes of all j != k over the change of k, median over moves; 0 is perfect
-    - ``largest``     the same with the largest in place of the mean
-    - ``monotone``    share of the moves in which k changes in the right direction at every step
-    - ``steps_back``  share of the steps from one weight to the next in the wrong direction
+    - `matrix`      (n_aus, n_aus): change of j (column) over the change of k (row), w from 0 to 1, median over moves
+    - `moved`       {AU: change of k over the requested change, median}: 1 is all, 0 is nothing
+    - `curve`       [estimate of the same at each weight], over the moves of all AUs
+    - `others`      mean of the absolute changes of all j != k over the change of k, median over moves; 0 is perfect
+    - `largest`     the same with the largest in place of the mean
+    - `monotone`    share of the moves in which k changes in the right direction at every step
+    - `steps_back`  share of the steps from one weight to the next in the wrong direction
 
-    A move in which k does not change in the right direction is ignored in ``matrix`` and infinite in ``others`` and
-    ``largest``, so that a method that does nothing does not score well.
+    A move in which k does not change in the right direction is ignored in `matrix` and infinite in `others` and
+    `largest`, so that a method that does nothing does not score well.
     """
     a, b = torch.from_numpy(pairs).T  # (N,), (N,)
     apart = (plan.au[b] - plan.au[a]).abs() >= DIFFERS  # (N, n_aus)
@@ -219,7 +219,7 @@ def cross_talk(
 
 
 def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamples: int) -> dict[str, Any]:
-    """Judged intensities ``read`` (M, 5, n_aus) of M moves of AU ``unit`` (M,) by ``asked`` (M,) -> the measures."""
+    """Judged intensities `read` (M, 5, n_aus) of M moves of AU `unit` (M,) by `asked` (M,) -> the measures."""
     path = (read - read[:, :1]) * asked.sign()[:, None, None]  # (M, 5, n_aus): > 0 is the right direction
     k = unit[:, None]
     own = path.gather(2, k[:, None].expand(-1, len(WEIGHTS), 1))[:, :, 0]  # (M, 5)
@@ -265,16 +265,16 @@ def by_numbers(
     swapper: Swapper, plan: FacePlan, renderer: Renderer, judge: AUJudge, rows: np.ndarray, *, batch_size: int = 32,
     device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Set one AU of each face to 0, 1, ..., 5 by the table of f_r, as ``expr-lib express`` does, and read it.
+    """Set one AU of each face to 0, 1, ..., 5 by the table of f_r, as `expr-lib express` does, and read it.
 
-    ``rows`` (N,) of the plan; the other AUs stay as they are read from the face. Beside it the same for true renders.
+    `rows` (N,) of the plan; the other AUs stay as they are read from the face. Beside it the same for true renders.
 
-    Returns ``{"n_faces", "network": {...}, "true render": {...}}``, each ``{AU: {"read", "others", "monotone"}}``:
+    Returns `{"n_faces", "network": {...}, "true render": {...}}`, each `{AU: {"read", "others", "monotone"}}`:
 
-    - ``read``      six numbers: judged intensity of the AU at each number, median over the faces
-    - ``others``    mean absolute change of all other AUs from 0 to 5, over the change of this one; median over the
+    - `read`      six numbers: judged intensity of the AU at each number, median over the faces
+    - `others`    mean absolute change of all other AUs from 0 to 5, over the change of this one; median over the
       faces; None if it does not rise
-    - ``monotone``  is each of ``read`` above the one before it?
+    - `monotone`  is each of `read` above the one before it?
     """
     levels, n = torch.arange(MAX_INTENSITY + 1), len(AU_NAMES)  # (6,)
     read: dict[str, list[Tensor]] = {"network": [], "true render": []}

@@ -154,13 +154,13 @@ def driven(swapper: Swapper, own: Tensor, film: Tensor, absolute: bool = False) 
 
 
 @torch.inference_mode()
-def animated(swapper: Swapper, face: np.ndarray | Tensor, f_r: Tensor, batch: int = 16) -> Iterator[np.ndarray]:
+def animated(swapper: Swapper, face: np.ndarray | Tensor, f_r: Tensor) -> Iterator[np.ndarray]:
     """A still (R, R, 3) uint8 with each of the expressions f_r (N, n, d): yields N images of its shape.
 
     The still is encoded once. Raises `InputError` as `swap_images` does.
     """
     f_f, _ = swapper.encode(network_input(swapper, "face", face))
-    for rows in f_r.split(batch):
+    for rows in f_r.split(16):
         images = swapper.generate(f_f[torch.zeros(len(rows), dtype=torch.long)], rows)
         yield from _pixels(images, images.permute(0, 2, 3, 1))
 

@@ -299,8 +299,8 @@ def test_a_run_leaves_a_log_samples_and_a_model(tiny_faces: FaceData, tmp_path: 
     samples = sorted((tmp_path / "run" / "samples").iterdir())
     assert [s.name for s in samples] == ["0000006.png", "0000012.png"]
     assert Image.open(samples[0]).size == (2 * 16, 5 * 16)
-    swapper = load_swapper(path, au_names=tiny_faces.au_names)
-    assert swapper.config.size == 16 and swapper.config.n_aus == 3
+    swapper = load_swapper(path)
+    assert swapper.au_names == tiny_faces.au_names and swapper.config.size == 16 and swapper.config.n_aus == 3
     _, about = checkpoint.load(path)
     assert about["step"] == 12 and about["data"]["sha256"] == tiny_faces.meta["sha256"] and about["train"]["seed"] == 0
 

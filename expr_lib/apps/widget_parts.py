@@ -48,10 +48,10 @@ STYLE = f"""<style>
 </style>"""
 
 
-def encode_image(image: Tensor | np.ndarray, kind: str = "png") -> bytes:
+def encode_image(image: Tensor | np.ndarray) -> bytes:
     """uint8 (S, S, 3) -> the bytes of an image file; quickly, as it is shown once."""
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(buffer, kind, compress_level=1)
+    Image.fromarray(np.asarray(image)).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
 
 

@@ -65,14 +65,14 @@ def all_at_once(widget: FaceExplorer | LatentMixer) -> Iterator[None]:
 class FaceExplorer(widgets.VBox):
     """The people of a plan, with every action unit, pose and light on a slider: rendered anew at every move.
 
-    `plan.size` is the edge of the render in pixels, `edge` the one on the screen. `au` (17,) is what is shown.
+    `plan.size` is the edge of the render in pixels. `au` (17,) is what is shown.
     """
 
     still = False
 
-    def __init__(self, plan: FacePlan, renderer: Renderer, *, edge: int = 340) -> None:
+    def __init__(self, plan: FacePlan, renderer: Renderer) -> None:
         self.plan, self.renderer = plan, renderer
-        layout, style = widgets.Layout(width=f"{edge}px"), {"description_width": "120px"}
+        layout, style = widgets.Layout(width="340px"), {"description_width": "120px"}
         self.person = widgets.IntSlider(1, 1, len(plan.subjects), description="person", style=style, layout=layout)
         spans = {
             "turn": (0, -32, 32), "nod": (0, -15, 15), "tilt": (0, -12, 12), "light from": (-25, -63, 63),
@@ -90,8 +90,8 @@ class FaceExplorer(widgets.VBox):
         self.preset.observe(self._take_preset, "value")
         for slider in (self.person, *self.view.values()):
             slider.observe(self.draw, "value")
-        self.image, box = picture("rendered as you move", edge)
-        box.layout.width = f"{edge}px"
+        self.image, box = picture("rendered as you move", 340)
+        box.layout.width = "340px"
         super().__init__(
             page(
                 row(
@@ -138,14 +138,14 @@ class SwapExplorer(widgets.VBox):
     If the generator moves pixels, each face at rest is shown too. `faces`: those to choose from.
     """
 
-    def __init__(self, faces: EncodedFaces, *, edge: int = 256) -> None:
+    def __init__(self, faces: EncodedFaces) -> None:
         self.faces = faces
         self.a, self.b, pickers = two_of(faces)
         captions = ["a", "a at rest", "a with b’s expression", "the true answer"]
         captions += ["b", "b at rest", "b with a’s expression", "the true answer for b"]
         if faces.rest is None:
             captions = [caption for caption in captions if "at rest" not in caption]
-        self.images, boxes = zip(*(picture(caption, edge) for caption in captions), strict=True)
+        self.images, boxes = zip(*(picture(caption, 256) for caption in captions), strict=True)
         self.bars = widgets.HTML()
         chart = titled("Action units of a with b’s expression", self.bars, widgets.HTML(LEGEND))
         chart.layout.width = "370px"
@@ -183,7 +183,7 @@ class LatentMixer(widgets.VBox):
     still = False
     waiting: asyncio.TimerHandle | None = None
 
-    def __init__(self, faces: EncodedFaces, *, maximum: float = 1.0, edge: int = 256) -> None:
+    def __init__(self, faces: EncodedFaces, *, maximum: float = 1.0) -> None:
         self.faces, self.maximum = faces, maximum
         self.a, self.b, pickers = two_of(faces)
         captions = {
@@ -192,7 +192,7 @@ class LatentMixer(widgets.VBox):
         }  # fmt: skip
         if faces.rest is None:
             del captions["rest"]
-        pairs = {name: picture(caption, edge) for name, caption in captions.items()}
+        pairs = {name: picture(caption, 256) for name, caption in captions.items()}
         self.images = {name: image for name, (image, _) in pairs.items()}
         self.off = pairs["off"][1].children[0]  # the caption of the difference
         boxes = [box for _, box in pairs.values()]
@@ -262,11 +262,11 @@ class LatentMixer(widgets.VBox):
         if (new := encode_image(pixels)) != self.images[name].value:
             self.images[name].value = new
 
-    def animation(self, steps: int = 12, edge: int = 224) -> bytes:
+    def animation(self) -> bytes:
         """The network's mixture and the true one beside it, all AUs from 0 to `maximum` and back: a GIF."""
-        way = torch.linspace(0, self.maximum, steps + 1)[:, None].expand(-1, len(AU_NAMES))
+        way = torch.linspace(0, self.maximum, 13)[:, None].expand(-1, len(AU_NAMES))
         both = torch.cat([f(self.a.value, self.b.value, way) for f in (self.faces.mixed, self.faces.truth)], 2)
-        frames = [marked(Image.fromarray(x).resize((2 * edge, edge), Image.Resampling.BICUBIC)) for x in both.numpy()]
+        frames = [marked(Image.fromarray(x).resize((448, 224), Image.Resampling.BICUBIC)) for x in both.numpy()]
         buffer = io.BytesIO()
         frames[0].save(buffer, "gif", save_all=True, append_images=frames[1:] + frames[-2:0:-1], duration=90, loop=0)
         return buffer.getvalue()
@@ -287,7 +287,7 @@ class FeatureMap(widgets.VBox):
 
     def __init__(
         self, points: np.ndarray, images: Tensor | np.ndarray, labels: Sequence[str], colors: Sequence[str] = (), *,
-        legend: Mapping[str, str] | None = None, edge: int = 480,
+        legend: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         if not len(points) == len(images) == len(labels):
             raise ValueError(
@@ -301,9 +301,9 @@ class FeatureMap(widgets.VBox):
             for k in self.order
         ]
         self.points, style = choice([f"{k}: {labels[k]}" for k in self.order], looks, "expr-map")
-        self.points.layout = widgets.Layout(width=f"{edge}px", height=f"{edge}px")
+        self.points.layout = widgets.Layout(width="480px", height="480px")
         self.walk = widgets.IntSlider(
-            0, 0, len(points) - 1, description="left to right", readout=False, layout=widgets.Layout(width=f"{edge}px")
+            0, 0, len(points) - 1, description="left to right", readout=False, layout=widgets.Layout(width="480px")
         )
         widgets.link((self.points, "index"), (self.walk, "value"))
         self.image, box = picture("the chosen point", 256)

@@ -159,7 +159,7 @@ def _labels(plan: FacePlan) -> pd.DataFrame:
     return pd.DataFrame(columns | {name: getattr(plan.views, name).numpy() for name in ("yaw", "pitch", "roll")})
 
 
-def write_sample(folder: str | Path, *, size: int = 128, seed: int = 5) -> Path:
+def write_sample(folder: str | Path, *, size: int = 128) -> Path:
     """Write the browsable sample of `data/`: six people with the same six expressions, as PNG files.
 
     Also `labels.csv`, with the columns of a data set after the file's name, and `co-occurrence.csv`: of the default
@@ -168,7 +168,7 @@ def write_sample(folder: str | Path, *, size: int = 128, seed: int = 5) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     n = len(SAMPLE_EXPRESSIONS)
-    plan = plan_faces(FacesConfig(n_subjects=n, images_per_subject=n, size=size, seed=seed))
+    plan = plan_faces(FacesConfig(n_subjects=n, images_per_subject=n, size=size, seed=5))
     au = torch.tensor([[units.get(name, 0.0) for name in AU_NAMES] for units in SAMPLE_EXPRESSIONS.values()])  # (6, 17)
     plan = replace(plan, au=au.repeat(n, 1))
     names = [f"subject-{i}-{expression}.png" for i in range(n) for expression in SAMPLE_EXPRESSIONS]

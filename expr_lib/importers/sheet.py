@@ -16,12 +16,12 @@ from expr_lib.importers.align import Aligned, align, inverse
 from expr_lib.importers.choose import Choice
 
 
-def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, height: int = 220) -> np.ndarray:
+def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str) -> np.ndarray:
     """What was done with one photograph (None: it could not be read), one line of a contact sheet: (H, W, 3) uint8.
 
     Left the photograph with the landmarks and the frame of the cut, then the cut, then the name or why it was left out.
     """
-    pad = 12
+    height, pad = 220, 12
     row = Image.new("RGB", (2 * height + 420 + 4 * pad, height + pad), "white")
     draw = ImageDraw.Draw(row)
     if photo is not None:
@@ -103,8 +103,8 @@ def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]
                     yield file, Path(path.resolve().name if several else "") / file.relative_to(path)
 
 
-def beside(*rows: Sequence[np.ndarray], height: int = 1200) -> np.ndarray:
-    """Pictures (H, W, 3) side by side, row upon row, all of one height, `height` pixels at most."""
-    height = min(height, max(len(picture) for row in rows for picture in row))
+def beside(*rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) side by side, row upon row, all of one height, 1,200 pixels at most."""
+    height = min(1200, max(len(picture) for row in rows for picture in row))
     scaled = [[Image.fromarray(x).resize((round(x.shape[1] * height / len(x)), height)) for x in row] for row in rows]
     return np.concatenate([np.concatenate([np.array(x) for x in row], axis=1) for row in scaled])

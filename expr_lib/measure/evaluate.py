@@ -90,12 +90,11 @@ STRATA = {
 @torch.no_grad()
 def evaluate(
     swapper: SwapMethod, plan: FacePlan, renderer: Renderer, judges: Judges, *, n_pairs: int = 500, seed: int = 0,
-    split: str = "test", batch_size: int = 32, n_strata: int = 3, n_probe: int = 6000, n_moves: int = 32,
-    n_express: int = 0,
+    batch_size: int = 32, n_strata: int = 3, n_probe: int = 6000, n_moves: int = 32, n_express: int = 0,
     n_resamples: int = 1000, device: str = "cpu", progress: bool = True, about: dict[str, Any] | None = None,
     second: DlibJudge | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Swap `n_pairs` fixed pairs of held-out people in both directions and measure every row of the table.
+    """Swap `n_pairs` fixed pairs of people of the split test in both directions and measure every row of the table.
 
     Returns a dict for JSON; an estimate is `{"value", "low", "high"}` with a 95 % interval, None if undefined:
 
@@ -115,15 +114,15 @@ def evaluate(
     the true render has the true face at rest. Identity is compared with the input I^a. KID compares every second pair
     with the true renders of the other pairs, and the other way round, so that no image is compared with its own truth.
 
-    Raises `InputError` for a swapper in training mode, if `split` has too few pairs, and if a part would have fewer
-    than two.
+    Raises `InputError` for a swapper in training mode, if the split has too few pairs, and if a part would have
+    fewer than two.
     """
     if n_pairs < 2 * n_strata:
         raise InputError(f"found {n_pairs} pairs for {n_strata} strata, expected at least two pairs in each")
     if isinstance(swapper, nn.Module) and swapper.training:
         raise InputError("swapper: found training mode, expected eval mode; call swapper.eval() first")
     subject, au = plan.subject.numpy(), plan.au.double()
-    pairs = pairs_of(plan, n_pairs, seed, split=split)  # (n, 2)
+    pairs = pairs_of(plan, n_pairs, seed)  # (n, 2)
     found: list[dict[str, dict[str, Tensor]]] = []
     with tqdm(total=2 * n_pairs, desc="evaluate", unit="swap", disable=not progress) as bar:
         for start in range(0, n_pairs, batch_size):
@@ -175,7 +174,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "batch_size": batch_size, "n_resamples": n_resamples, "device": device, "progress": progress,
     }  # fmt: skip
-    probed = np.flatnonzero(plan.split == split)
+    probed = np.flatnonzero(plan.split == "test")
     ours = answered["ours"]
     columns = {
         **gaps,
@@ -197,7 +196,7 @@ def evaluate(
             if n_express and isinstance(swapper, Swapper) and swapper.table is not None else None
         ),
         "n_pairs": n_pairs, "n_subjects": len(np.unique(subject[a])),
-        "seed": seed, "split": split, "size": plan.size, "generator": VERSION, "about": about or {},
+        "seed": seed, "split": "test", "size": plan.size, "generator": VERSION, "about": about or {},
         "swaps": [
             {"a": int(a[i]), "b": int(b[i]), **{name: json_number(x[i]) for name, x in columns.items()}}
             for i in range(len(both))
@@ -205,11 +204,11 @@ def evaluate(
     }  # fmt: skip
 
 
-def pairs_of(plan: FacePlan, n_pairs: int, seed: int = 0, *, split: str = "test") -> np.ndarray:
-    """The fixed pairs (n, 2) of rows of a plan that are measured, by `datasets.held_out_pairs`."""
+def pairs_of(plan: FacePlan, n_pairs: int, seed: int = 0) -> np.ndarray:
+    """The fixed pairs (n, 2) of rows of a plan, in the split test, that are measured, by `datasets.held_out_pairs`."""
     empty = np.empty((len(plan), 0, 0, 3), np.uint8)
     labels = FaceData(empty, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {})
-    return held_out_pairs(labels, n_pairs, seed, split=split)
+    return held_out_pairs(labels, n_pairs, seed)
 
 
 def pose_gap(a: Views, b: Views) -> Tensor:

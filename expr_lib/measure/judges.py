@@ -154,20 +154,18 @@ class Judges(NamedTuple):
 
 
 @torch.no_grad()
-def judge_all(
-    judge: Callable[[Tensor], Tensor], data: FaceData, *, device: str = "cpu", batch_size: int = 256
-) -> Tensor:
+def judge_all(judge: Callable[[Tensor], Tensor], data: FaceData, *, device: str = "cpu") -> Tensor:
     """Outputs of a judge for all images of `data`, in order, on the CPU: (N, n_aus) or (N, 128)."""
-    parts = np.array_split(np.arange(len(data)), max(1, -(-len(data) // batch_size)))
+    parts = np.array_split(np.arange(len(data)), max(1, -(-len(data) // 256)))
     return torch.cat([judge(to_float(data.pixels(rows, device))).cpu() for rows in parts])
 
 
-def pair_cosines(embedding: Tensor, subject: np.ndarray, *, limit: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all pairs -> (of one person, of two people), both 1-D, among `limit` images chosen at random.
+def pair_cosines(embedding: Tensor, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all pairs -> (of one person, of two people), both 1-D, among at most 4,000 images, drawn at random.
 
     `embedding`: (N, D) of unit length; `subject`: (N,).
     """
-    rows = np.random.default_rng(0).permutation(len(subject))[:limit]
+    rows = np.random.default_rng(0).permutation(len(subject))[:4000]
     e, s = embedding.numpy()[rows], subject[rows]
     upper = np.triu_indices(len(rows), k=1)
     cosine, same = (e @ e.T)[upper], (s[:, None] == s[None, :])[upper]

@@ -249,10 +249,9 @@ def leak_id(read: np.ndarray, subject: np.ndarray) -> Tensor:
 
 
 def bootstrap(
-    statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000, seed: int = 0,
-    level: float = 0.95,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Percentile interval (low, high) of `statistic(rows)`, with the shape of the statistic; rows (M,) int64 of N.
+    statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """95 % percentile interval (low, high) of `statistic(rows)`, each with the shape of the statistic; rows (M,) int64.
 
     `cluster` (N,): clusters are drawn with replacement, with all their rows. We cluster by the subject whose face is
     shown, because swaps of one person depend on each other; treated as independent, they would give intervals that are
@@ -265,7 +264,7 @@ def bootstrap(
     drawn = np.random.default_rng(seed).integers(len(members), size=(n_resamples, len(members)))
     rows = (torch.from_numpy(np.concatenate([members[c] for c in draw])) for draw in drawn)
     values = torch.stack([torch.as_tensor(statistic(index), dtype=torch.float64) for index in rows])  # (R, ...)
-    low, high = values.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double(), dim=0)
+    low, high = values.nanquantile(torch.tensor([0.025, 0.975]).double(), dim=0)
     return low, high
 
 

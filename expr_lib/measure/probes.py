@@ -52,18 +52,18 @@ def render(plan: FacePlan, renderer: Renderer, rows: np.ndarray | Tensor, device
 # -- reading the features --------------------------------------------------------------------------------------------
 
 
-def _reader(channels: int, n_aus: int, width: int = 64) -> nn.Sequential:
+def _reader(channels: int, n_aus: int) -> nn.Sequential:
     """A network of the shape of D_f, one logit for each AU: map (B, channels, H, W) -> (B, n_aus)."""
     return nn.Sequential(
-        conv_bn(channels, width), conv_bn(width, width, stride=2), Residual(width),  # (B, w, H/2, W/2)
-        conv_bn(width, 2 * width, stride=2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),  # (B, 32w), with places kept apart
-        nn.Linear(32 * width, 256), nn.ReLU(), nn.Linear(256, n_aus),
+        conv_bn(channels, 64), conv_bn(64, 64, stride=2), Residual(64),  # (B, 64, H/2, W/2)
+        conv_bn(64, 128, stride=2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),  # (B, 2048), with places kept apart
+        nn.Linear(2048, 256), nn.ReLU(), nn.Linear(256, n_aus),
     )  # fmt: skip
 
 
 def probe_au(
-    f_f: Tensor, au: Tensor, other_f_f: Tensor, *, epochs: int = 8, batch_size: int = 16, lr: float = 1e-3,
-    seed: int = 0, device: str = "cpu", progress: bool = False,
+    f_f: Tensor, au: Tensor, other_f_f: Tensor, *, epochs: int = 8, seed: int = 0,
+    device: str = "cpu", progress: bool = False,
 ) -> Tensor:  # fmt: skip
     """AUs read from `other_f_f` by a new network fitted to the maps f_f (N, C, H, W) and labels `au` (N, n_aus).
 
@@ -87,10 +87,10 @@ def probe_au(
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         reader = _reader(fitted.shape[1], au.shape[1]).to(device).train()
-        batch_size = min(batch_size, len(au))
+        batch_size = min(16, len(au))
         steps = epochs * (len(au) // batch_size)
-        optimizer = torch.optim.Adam(reader.parameters(), lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.2)
+        optimizer = torch.optim.Adam(reader.parameters(), 1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1, pct_start=0.2)
         orders = [torch.randperm(len(au))[: len(au) // batch_size * batch_size] for _ in range(epochs)]
         batches = torch.cat(orders).view(-1, batch_size)
         for rows in tqdm(batches, desc="probe of f_f", unit="step", disable=not progress):
@@ -107,20 +107,20 @@ def probe_au(
     return (logit > 0).double().masked_fill(~asked, torch.nan)
 
 
-def probe_subject(f_r: Tensor, subject: np.ndarray, *, folds: int = 5) -> np.ndarray:
-    """The subject of each image predicted from f_r (N, ...), cross-validated over images, (N,).
+def probe_subject(f_r: Tensor, subject: np.ndarray) -> np.ndarray:
+    """The subject of each image predicted from f_r (N, ...), cross-validated over images in five folds, (N,).
 
     The probe is a support vector machine with a Gaussian kernel `exp(-|u - v|^2 / D)` on standardized features. The
-    result is -1 for subjects with fewer than `folds` images. More images improve a probe, so compare leaks at the
+    result is -1 for subjects with fewer than five images. More images improve a probe, so compare leaks at the
     same N only.
     """
     _, index, count = np.unique(subject, return_inverse=True, return_counts=True)
-    rows = np.flatnonzero(count[index] >= folds)
+    rows = np.flatnonzero(count[index] >= 5)
     read = np.full(len(subject), -1)
     if len(np.unique(subject[rows])) >= 2:
         x = StandardScaler().fit_transform(f_r[torch.from_numpy(rows)].flatten(1).numpy())  # (N, D)
         svm = SVC(C=10.0, kernel="precomputed", class_weight="balanced")
-        cv = StratifiedKFold(folds, shuffle=True, random_state=0)
+        cv = StratifiedKFold(5, shuffle=True, random_state=0)
         read[rows] = cross_val_predict(svm, rbf_kernel(x, gamma=1 / x.shape[1]), subject[rows], cv=cv)
     return read
 

@@ -258,7 +258,7 @@ def test_the_commands_take_photographs_end_to_end(rendered, tmp_path, capsys):
     changed = (np.abs(picture[:320] - picture[320:]) > 0).any(-1)
     assert changed[40:296, 70:326].mean() > 0.2 and not changed[:, 340:400].any() and not changed[:30].any()
     cli.main(["swap", str(tmp_path / "a.jpg"), str(tmp_path / "nobody.png"), "-o", str(tmp_path / "swap.png")])
-    assert f"{tmp_path / 'nobody.png'} is unlike the faces these weights know" in capsys.readouterr().err
+    assert f"{tmp_path / 'nobody.png'} is unlike the faces of the training" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*swap[:2], str(tmp_path / "nobody.png"), "--photographs"])
     assert "nobody.png: found no face" in capsys.readouterr().err

@@ -4,7 +4,7 @@ Nothing is computed on a server, and no picture leaves the visitor's machine. Tw
 face to f_f, f_r and its AUs) and `generate` (from f_f of one face, and f_r between those of two, to a picture). Both
 take and give pixels as a canvas has them, RGBA; `static/app.js` calls them through onnxruntime-web, which npm brings.
 
-Annotations are values here, tyro reads them: no `from __future__ import annotations`.
+tyro reads the annotations at run time, so this file has no `from __future__ import annotations`.
 """
 
 import base64

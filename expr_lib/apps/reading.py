@@ -1,6 +1,6 @@
 """`expr-lib read`: what the AU branch of a swapper reads from faces, as a table.
 
-Annotations are values here, tyro reads them: no `from __future__ import annotations`.
+tyro reads the annotations at run time, so this file has no `from __future__ import annotations`.
 """
 
 import csv

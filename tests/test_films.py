@@ -411,7 +411,7 @@ def test_bad_options_are_one_line(tmp_path, still, capsys, monkeypatch):
     assert "--smooth: found -1, expected 0 to 100" in fails(capsys, "animate", str(still), str(source), "--smooth=-1")
     (tmp_path / "empty").mkdir()
     told = fails(capsys, "animate", str(still), str(tmp_path / "empty"), "-o", str(tmp_path / "o.gif"))
-    assert "found no frame, expected one at least" in told
+    assert "found no frame, expected at least one" in told
     monkeypatch.setitem(sys.modules, "av", None)
     told = fails(capsys, "animate", str(still), str(source), "-o", str(tmp_path / "o.gif"))
     assert told == 'reading and writing films needs PyAV: pip install "expr-lib[films]"'

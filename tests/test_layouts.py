@@ -778,7 +778,7 @@ def test_one_of_several_faces_is_chosen_from_left_to_right_or_by_size():
             chosen(found, choice)
     for options, message in [
         ({"face": -1}, "face: found -1, expected 1 to 1000"),
-        ({"largest": True, "face": 1}, "--largest with it, expected one of the two"),
+        ({"largest": True, "face": 1}, "together with --largest, expected one of the two"),
     ]:
         with pytest.raises(InputError, match=message):
             Choice(**options)

@@ -46,14 +46,14 @@ from expr_lib.measure.plots import COLORS
 __all__ = ["EncodedFaces", "FaceExplorer", "FeatureMap", "LatentMixer", "SwapExplorer"]
 
 STILL = 0.12
-"""Seconds without a move after which the truth of a mixture is rendered, which takes longer than the mixture."""
+"""Seconds without a change after which the true mixture is rendered, which takes longer than the network."""
 ROOM = widgets.Layout(flex="1 1 420px", min_width="360px")
-"""Pictures take the room that sliders and bars leave."""
+"""Layout of pictures, which take the space that sliders and bars leave."""
 
 
 @contextmanager
 def all_at_once(widget: FaceExplorer | LatentMixer) -> Iterator[None]:
-    """Set many of its sliders, and draw once."""
+    """In this context, many sliders can be set; the widget draws once at the end."""
     widget.still = True
     try:
         yield
@@ -63,9 +63,9 @@ def all_at_once(widget: FaceExplorer | LatentMixer) -> Iterator[None]:
 
 
 class FaceExplorer(widgets.VBox):
-    """The people of a plan, with every action unit, pose and light on a slider: rendered anew at every move.
+    """The people of a plan, with a slider for every action unit, pose and light; every change renders the face again.
 
-    `plan.size` is the edge of the render in pixels. `au` (17,) is what is shown.
+    `plan.size` is the side of the render in pixels; `au` (17,) are the intensities that are shown.
     """
 
     still = False
@@ -90,7 +90,7 @@ class FaceExplorer(widgets.VBox):
         self.preset.observe(self._take_preset, "value")
         for slider in (self.person, *self.view.values()):
             slider.observe(self.draw, "value")
-        self.image, box = picture("rendered as you move", 340)
+        self.image, box = picture("rendered when you move a slider", 340)
         box.layout.width = "340px"
         super().__init__(
             page(
@@ -120,12 +120,12 @@ class FaceExplorer(widgets.VBox):
 
     @torch.inference_mode()
     def draw(self, change: Any = None) -> None:
-        """Render what the sliders say."""
+        """Render the face with the values of the sliders."""
         who, device = torch.tensor([self.person.value - 1]), self.renderer.device
         yaw, pitch, roll, azimuth, height = (torch.tensor([float(slider.value)]) for slider in self.view.values())
         side, up = azimuth.deg2rad(), height.deg2rad()
         light = torch.stack((side.sin() * up.cos(), up.sin(), side.cos() * up.cos()), 1)  # (1, 3)
-        first = (self.plan.subject == who).nonzero()[0]  # (1,): the rest of the view is that of the first image
+        first = (self.plan.subject == who).nonzero()[0]  # (1,): other values of the view are from the first image
         view = replace(self.plan.views[first], yaw=yaw, pitch=pitch, roll=roll, light=light)
         person = self.plan.subjects[who]
         image, _ = self.renderer(person.to(device), self.au[None].to(device), view.to(device), self.plan.size)
@@ -133,9 +133,9 @@ class FaceExplorer(widgets.VBox):
 
 
 class SwapExplorer(widgets.VBox):
-    """Pick a and b: both swaps, the true answers, and what the AU judge reads in the first of them.
+    """Shows both swaps of two chosen faces, the true answers, and the AUs that the judge reads from the first swap.
 
-    If the generator moves pixels, each face at rest is shown too. `faces`: those to choose from.
+    For a moving generator, the faces at rest are also shown. `faces` are those to choose from.
     """
 
     def __init__(self, faces: EncodedFaces) -> None:
@@ -158,7 +158,7 @@ class SwapExplorer(widgets.VBox):
         self.draw()
 
     def draw(self, change: Any = None) -> None:
-        """Swap the two that are chosen."""
+        """Swap the two chosen faces."""
         a, b, all_of = self.a.value, self.b.value, torch.ones(1, len(AU_NAMES))
         shown = []
         for i, j in ((a, b), (b, a)):
@@ -173,11 +173,11 @@ class SwapExplorer(widgets.VBox):
 
 
 class LatentMixer(widgets.VBox):
-    """Face a between two expressions, its own (0) and b's (1), all action units together or each alone.
+    """Face a between two expressions, its own (0) and that of b (1), with all action units together or each alone.
 
-    Beside the network's picture: the true render of the same mixture, their difference, and what the AU judge reads in
-    both. `maximum` above 1 lets the sliders go beyond b; the true render stops at intensity E, and at absent.
-    `weights` (17,) is what the sliders say; `animation()` the way from a to b and back as a GIF.
+    Also shown are the true render of the same mixture, their difference, and the AUs that the judge reads from both.
+    With `maximum` above 1 the sliders go beyond b; the intensities of the true render are clamped to [0, 5].
+    `weights` (17,) are the values of the sliders; `animation()` is a GIF from a to b and back.
     """
 
     still = False
@@ -205,7 +205,7 @@ class LatentMixer(widgets.VBox):
         self.sliders = au_sliders(maximum, 0.05, ".2f", self.draw)
         for slider in (self.all, *self.sliders):
             slider.add_class("expr-to-b")
-        mark = f".expr-to-b .noUi-target {{ --b: {100 / maximum:.2f}% }}"  # where b is, on every slider
+        mark = f".expr-to-b .noUi-target {{ --b: {100 / maximum:.2f}% }}"  # marks b on every slider
         self.bars = widgets.HTML()
         self.button = widgets.Button(description="Make the animation", layout=widgets.Layout(width="220px"))
         self.movie, self.link = widgets.HTML(), widgets.HTML()
@@ -230,7 +230,7 @@ class LatentMixer(widgets.VBox):
                 slider.value = self.all.value
 
     def draw(self, change: Any = None) -> None:
-        """Mix what the sliders say; render the truth of it as soon as they stand still."""
+        """Mix with the weights of the sliders, and render the true mixture when they have not moved for a moment."""
         if self.still:
             return
         a, b, weights = self.a.value, self.b.value, self.weights[None]
@@ -263,7 +263,7 @@ class LatentMixer(widgets.VBox):
             self.images[name].value = new
 
     def animation(self) -> bytes:
-        """The network's mixture and the true one beside it, all AUs from 0 to `maximum` and back: a GIF."""
+        """A GIF of the network's mixture and the true one beside it, with all AUs from 0 to `maximum` and back."""
         way = torch.linspace(0, self.maximum, 13)[:, None].expand(-1, len(AU_NAMES))
         both = torch.cat([f(self.a.value, self.b.value, way) for f in (self.faces.mixed, self.faces.truth)], 2)
         frames = [marked(Image.fromarray(x).resize((448, 224), Image.Resampling.BICUBIC)) for x in both.numpy()]
@@ -278,11 +278,11 @@ class LatentMixer(widgets.VBox):
 
 
 class FeatureMap(widgets.VBox):
-    """Points on a map, such as a UMAP of features; the one that is chosen shows its face.
+    """Points on a map, such as a UMAP of features, and the face of the chosen point.
 
-    `points` (N, 2), `images` (N, S, S, 3) uint8, `labels` and `colors` (N,); `legend` names the colours.
-    Click a point, or walk from left to right with the slider. Some hundred points are a good number. `chosen` is its
-    row.
+    `points` (N, 2), `images` (N, S, S, 3) uint8, `labels` and `colors` (N,); `legend` {name: colour}. Click a point, or
+    go through them from left to right with the slider. A few hundred points work well. `chosen` is the row of the
+    chosen point. Raises `ValueError` if the lengths differ.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class FeatureMap(widgets.VBox):
     ) -> None:  # fmt: skip
         if not len(points) == len(images) == len(labels):
             raise ValueError(
-                f"found {len(points)} points, {len(images)} images, {len(labels)} labels, expected as many"
+                f"found {len(points)} points, {len(images)} images, {len(labels)} labels, expected equal numbers"
             )
         place = (points - points.min(0)) / np.maximum(np.ptp(points, 0), 1e-9)  # (N, 2) in [0, 1]
         self.images, self.labels, self.order = images, labels, np.argsort(place[:, 0], kind="stable")

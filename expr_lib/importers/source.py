@@ -44,7 +44,7 @@ class LabelledImage:
     split: str = ""  # train, val or test; "" = drawn by subject
     points: np.ndarray | None = None  # (68, 2) landmarks in pixels of the image, if known
     take: str = ""  # a film of one person in one view; "" = unknown
-    face: int = 0  # which of several people in the image
+    face: int = 0  # number of the person, if the image shows several
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Tree:
                     if os.path.islink(path):
                         report.left_out("link to a folder, not followed", rel)
                 elif not os.path.isfile(path):
-                    report.left_out("neither a file nor a folder, or a link that leads nowhere", rel)
+                    report.left_out("neither a file nor a folder, or a broken link", rel)
                 elif os.path.islink(path) and not os.path.realpath(path).startswith(inside):
                     report.left_out("link that leads out of the folder", rel)
                 elif (known := self.files.setdefault(rel.lower(), rel)) != rel:
@@ -116,7 +116,7 @@ class Tree:
 
     @cached_property
     def films(self) -> dict[str, list[str]]:
-        """Films that can be read -> what their frames are called, in the order in which they are shown."""
+        """Films that can be read -> names of their frames, in the order in which they are shown."""
         found = {}
         for rel in self.tables(*films.ENDINGS):
             try:
@@ -131,7 +131,7 @@ class Tree:
         return found
 
     def images(self) -> Iterator[str]:
-        """Paths of all image files; frames of films are none."""
+        """Paths of all image files, without frames of films."""
         return (rel for low, rel in self.files.items() if low.endswith(IMAGE_ENDINGS))
 
     def tables(self, *endings: str) -> Iterator[str]:
@@ -154,7 +154,7 @@ class Tree:
     def frames(self, pattern: str) -> dict[tuple[str, ...], dict[int, str]]:
         """Images of films: {all groups of the pattern except the last, in capitals: {last group, the frame: image}}.
 
-        A film of which there are no images is read itself, and its frames are counted from 1.
+        If there are no images of a film, the film itself is read, with its frames counted from 1.
         """
 
         def key(match: re.Match[str]) -> tuple[tuple[str, ...], int]:

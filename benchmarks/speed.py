@@ -1,14 +1,14 @@
-"""How fast is a training step, how fast a swap, and how does the cost grow? Ours beside the baselines.
+"""Measure the speed of a training step and of a swap, and the growth of the cost, for our method and the baselines.
 
-    python benchmarks/speed.py --short     # make bench: under five minutes on two cores, into build/bench.json
-    python benchmarks/speed.py             # 25 minutes; into benchmarks/results/speed.json, .md and .png
+    python benchmarks/speed.py --short     # make bench: under five minutes on two cores, writes build/bench.json
+    python benchmarks/speed.py             # 25 minutes; writes benchmarks/results/speed.json, .md and .png
 
-One process, all methods of a setting in turn, round after round; the median of 10 rounds, or in the short form of as
-many as fit its time, which the row says. All get the same images, batch, precision and threads. A full step is what a
-batch costs when every network learns from it; in the papers of the baselines the generator learns from every fifth
-batch only, which is the column "as published". Peak memory is the rise of a process of its own that takes two steps.
-FLOPs are counted by torch and compared with what a large matrix product and a large convolution reach here, now, in the
-same type. A profile says where the time of a step of ours goes, and what each remedy changed is timed again.
+One process runs all methods of a setting in turn, for 10 rounds or, with --short, as many as the time allows; the
+table has the median and the number of rounds. All methods get the same images, batch, precision and threads. In a full
+step every network learns from the batch; in the papers of the baselines the generator learns from every fifth batch
+only, which is the column "as published". Peak memory is measured in a separate process that takes two steps. torch
+counts the FLOPs, which are compared with those of a large matrix product and a large convolution in the same type on
+this machine. A profile shows how a step of ours spends its time, and variants of it are timed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ Tasks = dict[Any, Callable[[], Any]]
 
 
 class Setting(NamedTuple):
-    """What is measured, and on what."""
+    """A method with its width, data sizes and device."""
 
     method: str = "ours"  # or one of METHODS
     width: str = "ours"  # of a baseline: as many parameters as ours, or "published"
@@ -59,21 +59,21 @@ class Setting(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """A method made ready."""
+    """A method that is ready to run."""
 
-    parts: Tasks  # what a full training step consists of
+    parts: Tasks  # the parts of a full training step
     swap: Callable[[], Tensor]  # the batch, swapped in both directions
     parameters: int  # at run time
-    trained: int  # all that training holds
+    trained: int  # in training, with the discriminators
     device: torch.device
-    dtype: torch.dtype  # in which convolutions are computed
+    dtype: torch.dtype  # of the convolutions
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
 def random_faces(rows: int, size: int, n_aus: int, folder: Path | None = None) -> FaceData:
-    """Random labels; black images, in a sparse memory-mapped file of `folder` if given, which takes no space."""
+    """Random labels and black images; with `folder`, these are a sparse memory-mapped file, which takes no space."""
     rng, shape = np.random.default_rng(0), (rows, size, size, 3)
     if folder:
         np.lib.format.open_memmap(folder / f"{rows}.npy", "w+", np.uint8, shape)  # grows without being written
@@ -124,7 +124,7 @@ def prepare(s: Setting) -> Contestant:
 
 
 def timed(task: Callable[[], Any]) -> float:
-    """Seconds of one run, with everything that a GPU has left to do."""
+    """Seconds of one run, including the work that a GPU has not finished."""
     began = time.perf_counter()
     task()
     if torch.accelerator.is_available():
@@ -133,7 +133,7 @@ def timed(task: Callable[[], Any]) -> float:
 
 
 def interleaved(tasks: Tasks, rounds: int, seconds: float, warm: bool = False) -> dict[Any, list[float]]:
-    """Each task once unless already warm, then all in turn: `rounds` times, or once and until `seconds` are over."""
+    """Seconds of all tasks, in turn, `rounds` times or until `seconds` are over; unless `warm`, each runs once before."""
     found: dict[Any, list[float]] = {name: [] for name in tasks}
     began = time.perf_counter()
     for task in () if warm else tasks.values():
@@ -166,7 +166,7 @@ def flops(tasks: Tasks) -> int:
 
 
 def memory(s: Setting) -> float:
-    """Peak memory of two steps in MiB, more than the process has before; in a process of its own."""
+    """Increase of the peak memory of a new process by two steps, in MiB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_rise, (s,))
 
@@ -181,8 +181,8 @@ def _rise(s: Setting) -> float:
 
 
 def _peak_mib() -> float:
-    """The most memory that this process has ever held."""
-    status = Path("/proc/self/status")  # Linux: its ru_maxrss also counts what the parent held
+    """Peak memory of this process in MiB."""
+    status = Path("/proc/self/status")  # on Linux, ru_maxrss includes the memory of the parent
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
     import resource
@@ -247,7 +247,7 @@ KINDS = {  # of operators, by name
 
 
 def spent(one: Contestant) -> dict[str, float]:
-    """Share of the time of a step of ours, already warm, that each kind of operator takes; on a GPU, of its time."""
+    """Share of the time of a warm step of ours that each kind of operator takes; on a GPU, of the GPU time."""
     found = dict.fromkeys((*KINDS, "everything else"), 0.0)
     with profile() as profiler:
         wall = 1e6 * sum(interleaved(one.parts, 5, math.inf, warm=True)["step"])
@@ -256,13 +256,13 @@ def spent(one: Contestant) -> dict[str, float]:
     for name, time_of in times.items():
         if kind := next((kind for kind, pattern in KINDS.items() if re.match(pattern, name, re.IGNORECASE)), None):
             found[kind] += time_of
-    whole = sum(times.values()) if gpu else wall  # on a CPU "everything else" has Python and autograd in it
+    whole = sum(times.values()) if gpu else wall  # on a CPU, "everything else" includes Python and autograd
     found["everything else"] = whole - sum(found.values())
     return {kind: round(share / whole, 3) for kind, share in found.items()}
 
 
 def profiled(short: bool, pairs: int, device: str) -> dict[str, Any]:
-    """Where the time of a step of ours goes, and what was tried against it, at 64 pixels."""
+    """How a step of ours at 64 pixels spends its time, and the time of variants."""
     s = Setting(pairs=pairs, device=device)
     tried = {"Adam as torch has it": s._replace(fused=None), "as it is": s}
     tried |= {} if short else {"E, G and D compiled": s._replace(compile=True)}
@@ -277,13 +277,13 @@ def profiled(short: bool, pairs: int, device: str) -> dict[str, Any]:
 
 
 def exponent(x: list[float], y: list[float]) -> float | None:
-    """p of y ~ x^p, by least squares in logarithms; None where y is not positive."""
+    """p of y ~ x^p, by least squares in logarithms; None with fewer than two positive y."""
     good = [(math.log(a), math.log(b)) for a, b in zip(x, y, strict=True) if b > 0]
     return round(float(np.polyfit(*np.array(good).T, 1)[0]), 2) if len(good) > 1 else None
 
 
 def growth(short: bool, device: str) -> list[dict[str, Any]]:
-    """Seconds of a step of ours (and, in the full form, its memory) against each thing that may grow."""
+    """Seconds and, unless `short`, memory of a step of ours for growing image size, batch and number of AUs."""
     axes: dict[str, tuple[int, ...]] = {
         "size": (32, 64, 128, 256), "pairs": (1, 2, 4, 8, 16), "n_aus": (1, 4, 16, 64),
     }  # fmt: skip
@@ -307,7 +307,7 @@ def growth(short: bool, device: str) -> list[dict[str, Any]]:
 
 
 def reading(short: bool) -> dict[str, Any]:
-    """Seconds to read a batch of 8 pairs against the size of the data set, from a sparse file through the reader."""
+    """Seconds to read a batch of 8 pairs from sparse files, for data sets of growing size."""
     resident, datasets.RESIDENT_BYTES = datasets.RESIDENT_BYTES, 0
     sizes, step = [1_000, 10_000, 100_000, 1_000_000], iter(range(10**9))
     with tempfile.TemporaryDirectory() as folder:
@@ -321,7 +321,7 @@ def reading(short: bool) -> dict[str, Any]:
 
 
 def sharing(short: bool) -> dict[str, Any]:
-    """Seconds of a step of 8 pairs that one process, then two of one thread each, take on the CPU."""
+    """Seconds of a step of 8 pairs on the CPU with one process, and with two, of one thread each."""
     seconds = []
     for n in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
@@ -335,7 +335,9 @@ def _one_of(rank: int, n: int, folder: str, rounds: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=n)
-    times = interleaved(prepare(Setting(pairs=8)).parts, rounds, math.inf)["step"]  # no limit: all must stop together
+    times = interleaved(prepare(Setting(pairs=8)).parts, rounds, math.inf)[
+        "step"
+    ]  # no limit: all must stop together
     if rank == 0:
         (Path(folder) / "seconds").write_text(str(statistics.median(times)))
     dist.barrier()

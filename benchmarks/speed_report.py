@@ -10,7 +10,7 @@ from expr_lib.measure import plots
 
 
 def races_of(results: dict[str, Any]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
-    """Rows that raced each other, by device, precision and size; ours is the first of each."""
+    """Rows that were timed together, by device, precision and size, with ours first."""
     races: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in results["rows"]:
         races.setdefault((row["device"], row["precision"], row["size"]), []).append(row)
@@ -18,7 +18,7 @@ def races_of(results: dict[str, Any]) -> dict[tuple[str, str, int], list[dict[st
 
 
 def report(results: dict[str, Any], figure: str) -> str:
-    """The Markdown beside the JSON."""
+    """All tables in Markdown, for the file beside the JSON file."""
     about = results["machine"]
     parts = [f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, GPU: {about['gpu']}"]
     head = ("device", "px", "method", "width", "parameters", "images/s (slowest – fastest round)", "as published",

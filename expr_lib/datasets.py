@@ -275,8 +275,8 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """B pairs on one device: all first images, then all second images, so that rolling by B exchanges them."""
+class Pairs:
+    """B pairs as read: all first images, then all second images, so that rolling by B exchanges them."""
 
     image: Tensor  # (2B, 3, S, S) uint8
     au: Tensor  # (2B, n_aus) float32 in [0, 5]; NaN = missing label
@@ -310,7 +310,7 @@ def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
 
 def pair_batch(
     data: FaceData, step: int, batch_size: int, seed: int, device: str | torch.device = "cpu", *, takes: bool = False
-) -> PairBatch:
+) -> Pairs:
     """Batch number `step`, a function of data, `seed` and `step`, so that a resumed run has the same batches.
 
     Pairs are of two subjects or, with `takes`, of two images of one take, with the face at rest if it is known.
@@ -323,21 +323,21 @@ def pair_batch(
     rows = drawn[:, :2].T.reshape(-1)  # (2B,)
     au, subject = (torch.from_numpy(x).to(device) for x in (data.au[rows], data.subject[rows]))
     if not takes:
-        return PairBatch(data.pixels(rows, device), au, subject)
+        return Pairs(data.pixels(rows, device), au, subject)
     rest = np.tile(drawn[:, 2], 2)  # (2B,)
     found = rest >= 0
     image, at_rest = data.pixels(np.concatenate([rows, np.where(found, rest, rows)]), device).chunk(2)
-    return PairBatch(image, au, subject, at_rest, torch.from_numpy(found).to(device))
+    return Pairs(image, au, subject, at_rest, torch.from_numpy(found).to(device))
 
 
 def batches(
     data: FaceData, batch_size: int, *, seed: int, device: str | torch.device = "cpu", first: int = 0,
     takes: bool = False,
-) -> Iterator[PairBatch]:  # fmt: skip
+) -> Iterator[Pairs]:  # fmt: skip
     """The endless batches `first`, `first + 1`, ... of `pair_batch`; a thread prepares the next one."""
     with ThreadPoolExecutor(max_workers=1) as reader:
 
-        def read(step: int) -> Future[PairBatch]:
+        def read(step: int) -> Future[Pairs]:
             return reader.submit(pair_batch, data, step, batch_size, seed, device, takes=takes)
 
         ahead = read(first)

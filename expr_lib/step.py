@@ -15,7 +15,7 @@ from tyro.conf import arg
 
 from expr_lib import model, processes
 from expr_lib.blocks import ModelConfig
-from expr_lib.datasets import PairBatch, to_float
+from expr_lib.datasets import Pairs, to_float
 from expr_lib.errors import MAX_SEED, check_range
 from expr_lib.losses import (
     ADVERSARIES,
@@ -156,8 +156,8 @@ class Passes:
     cycle: Tensor  # (2B, 3, S, S)  Î^a, swapped back: should be I^a again
 
 
-def batch_of(pairs: PairBatch, subjects: Tensor, config: TrainConfig) -> Batch:
-    """PairBatch -> Batch, or this process's part of it, with every image mirrored or not at random.
+def batch_of(pairs: Pairs, subjects: Tensor, config: TrainConfig) -> Batch:
+    """Pairs -> Batch, or this process's part of it, with every image mirrored or not at random.
 
     This assumes AUs on both sides of the face. The images of one take are mirrored together.
     """

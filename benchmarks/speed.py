@@ -133,7 +133,7 @@ def timed(task: Callable[[], Any]) -> float:
 
 
 def interleaved(tasks: Tasks, rounds: int, seconds: float, warm: bool = False) -> dict[Any, list[float]]:
-    """Seconds of all tasks, in turn, `rounds` times or until `seconds` are over; unless `warm`, each runs once before."""
+    """Seconds of all tasks, in turn, `rounds` times or until `seconds` are over; first once each, unless `warm`."""
     found: dict[Any, list[float]] = {name: [] for name in tasks}
     began = time.perf_counter()
     for task in () if warm else tasks.values():
@@ -335,9 +335,7 @@ def _one_of(rank: int, n: int, folder: str, rounds: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=n)
-    times = interleaved(prepare(Setting(pairs=8)).parts, rounds, math.inf)[
-        "step"
-    ]  # no limit: all must stop together
+    times = interleaved(prepare(Setting(pairs=8)).parts, rounds, math.inf)["step"]  # no limit: all must stop together
     if rank == 0:
         (Path(folder) / "seconds").write_text(str(statistics.median(times)))
     dist.barrier()

@@ -97,7 +97,7 @@ def write_png(path: str | Path, image: np.ndarray) -> Path:
 
 @contextmanager
 def _quiet_tiff(file: BinaryIO) -> Iterator[None]:
-    """Send to nowhere what libtiff writes to stderr, since it has no option for that; errors are raised as usual."""
+    """Discard the messages of libtiff on stderr, which it has no option for; errors are raised as usual."""
     start = file.read(4)
     file.seek(0)
     if start not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

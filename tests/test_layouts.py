@@ -463,7 +463,7 @@ def test_a_face_that_reaches_a_little_beyond_its_image_is_kept_and_told(tmp_path
     write(tmp_path / "in/a.csv", table(openface_cells("image", points=points_at(110, -30, -20))))
     _, report, au = bring_in("openface", tmp_path / "in", tmp_path / "out")
     assert list(au) == ["imgs/a.jpg"]
-    assert places(report, "face that reaches beyond its image, where the edge goes on") == [("imgs/a.jpg", 0)]
+    assert places(report, "face that reaches beyond its image, with repeated pixels") == [("imgs/a.jpg", 0)]
 
 
 def test_ckplus_landmarks_of_scaled_images_are_told(tmp_path):

@@ -146,7 +146,7 @@ def judges_command() -> Callable[..., None]:
         """Train the two judges that measure a swap, on people who are in no other data set.
 
         Args:
-            data: data set folder with a seed of its own, made by `expr-lib faces`.
+            data: data set folder with its own seed, made by `expr-lib faces`.
             out: folder for the weights and the report.
             device: cpu, cuda or mps; auto is the fastest that is available.
         """

@@ -197,7 +197,7 @@ def _check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any])
 
 
 def _read(path: Path, settings: dict[str, Any], kind: type[Kind]) -> Kind:
-    """What stands in `meta.json` or the journal, if it is of these settings."""
+    """The content of `meta.json` or the journal; `InputError` if it is damaged or has other settings."""
     try:
         found = read_json(path)
     except InputError as error:

@@ -27,7 +27,7 @@ ENOUGH = 20
 
 
 def shape_columns(columns: Sequence[str]) -> dict[str, list[str]]:
-    """The shapes of :data:`SHAPES` that a table has -> their columns, one or two sides; empty below `ENOUGH`.
+    """The shapes of `SHAPES` that a table has -> their columns, one or two sides; empty below `ENOUGH`.
 
     `browDownLeft` of ARKit and MediaPipe, `BrowDownLeft` of Live Link Face and `browDown_L` are the same.
     """

@@ -33,7 +33,7 @@ def chosen(found: list[np.ndarray], choice: Choice) -> np.ndarray:
     if len(found) == 1:
         return found[0]
     if choice.face > len(found):
-        raise ValueError(f"found {len(found)} faces, expected {choice.face} or more, as --face {choice.face} says")
+        raise ValueError(f"found {len(found)} faces, expected at least {choice.face} for --face {choice.face}")
     if choice.face:
         return sorted(found, key=lambda points: float(points[:, 0].mean()))[choice.face - 1]
     area = [float((points.max(0) - points.min(0)).prod()) for points in found]

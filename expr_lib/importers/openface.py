@@ -118,7 +118,7 @@ def leave_drawn_films(own: set[str], lookup: Lookup) -> None:
 
 
 def written_names(path: str, tree: Tree) -> dict[str, str]:
-    """What OpenFace says in `NAME_of_details.txt`, such as `Output image:one.jpg`: key -> value."""
+    """The entries of OpenFace's `NAME_of_details.txt`, such as `Output image:one.jpg` -> {key: value}."""
     if (details := tree.files.get(f"{path}_of_details.txt".lower())) is None:
         return {}
     text = (tree.root / details).read_bytes()[:10_000].decode("utf-8", "replace")

@@ -295,7 +295,7 @@ class Tree:
 def records(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
     """Lines of a table with their numbers; lines that share a quoted cell are kept together.
 
-    A quote that is not closed within ten lines counts as damage of its own line.
+    A quote that is not closed within ten lines is damage of its line only.
     """
     at = 0
     while at < len(lines):

@@ -67,7 +67,7 @@ class ImportConfig:
 def import_faces(
     kind: Kind, source: str | Path, out: str | Path, config: ImportConfig | None = None, *, progress: bool = True
 ) -> Report:
-    """Import the data set in `source` into the folder `out`, or finish what an interrupted import began.
+    """Import the data set in `source` into the folder `out`, or continue an interrupted import.
 
     Returns the report, which is also written to `out/report.csv`. Raises `OSError` if files cannot be read or
     written, `InputError` if nothing could be imported or `out` has other contents, and `BlockingIOError` if
@@ -187,7 +187,12 @@ def read_chunk(job: Job) -> Done:
                 cut = cut_out(image, points, size)
                 if (share := beyond(cut.matrix, image.shape[:2])) > BEYOND:
                     cases.append(
-                        (i, "note", "face that reaches beyond its image, where the edge goes on", f"{share:.0%}")
+                        (
+                            i,
+                            "note",
+                            "face that reaches beyond its image, with repeated pixels",
+                            f"{share:.0%}",
+                        )
                     )
                 image = cut.face
             else:

@@ -59,7 +59,7 @@ def head(name: str, results: dict[str, Any]) -> str:
     """The YAML with which the model card of the weights `name` begins, as hubs of models read it.
 
     Licence, task, and every measure of `results` with its value. Raises `ModuleNotFoundError` without the extra
-    `train`, whose packages bring huggingface_hub; nothing is sent or fetched.
+    `train`, which contains huggingface_hub; the network is not used.
     """
     from huggingface_hub import EvalResult, ModelCardData
 

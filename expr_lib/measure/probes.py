@@ -257,7 +257,7 @@ def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamp
     }
 
 
-# -- does an intensity that is asked for by a number arrive? --------------------------------------------------------
+# -- setting an action unit to a number ------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class JudgeConfig:
     lr: float = 2e-3  # peak of the one-cycle schedule
     weight_decay: float = 0.02  # of AdamW
     scale: float = 20.0  # CosFace: the softmax of scale * (cosine - margin)
-    margin: float = 0.2  # CosFace: what the cosine with the own class must exceed the others by
+    margin: float = 0.2  # CosFace: margin between the cosine of the true class and those of the others
     width: int = 32  # channels of the first layer
     seed: int = 0  # of the weights, the order of the images and the changes to them
     bf16: bool = False  # faster on a GPU and on CPUs with matrix tiles, slower on others

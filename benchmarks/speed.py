@@ -101,7 +101,7 @@ def prepare(s: Setting) -> Contestant:
     batch.x.normal_(0, 0.4).clamp_(-1, 1)
     swapper: Any = nets.ema
     parts: Tasks = {"step": lambda: train_step(nets, batch, config)}
-    learns: list[nn.Module | None] = [nets.swapper, nets.D, nets.D_f, nets.D_r]
+    learns: list[nn.Module] = [nets.swapper, nets.D, nets.D_f, nets.D_r]
     runs: nn.Module = nets.ema
     if s.method != "ours":
         c = BaselineConfig(size=s.size, n_aus=s.n_aus)
@@ -120,7 +120,7 @@ def prepare(s: Setting) -> Contestant:
         return image
 
     dtype = torch.bfloat16 if here.mixed_precision == "bf16" else torch.float32
-    return Contestant(parts, swap, n_parameters(runs), sum(map(n_parameters, filter(None, learns))), here.device, dtype)
+    return Contestant(parts, swap, n_parameters(runs), sum(map(n_parameters, learns)), here.device, dtype)
 
 
 def timed(task: Callable[[], Any]) -> float:

@@ -40,7 +40,7 @@ def best_first(files: Iterable[Path], name: str) -> list[Path]:
 
 
 def read(file: Path, name: str) -> NotebookNode:
-    """The notebook in a file or in a zip; ``ValueError`` says in plain words what is wrong with it."""
+    """The notebook in a file or in a zip; `ValueError` says in plain words what is wrong with it."""
     if file.is_symlink():
         raise ValueError(f"{file.name}: a link, not followed; ask for the file itself")
     if not file.is_file():

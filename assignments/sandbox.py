@@ -4,8 +4,8 @@ python sandbox.py KIND SHARED DATA HIDE... -- COMMAND
 
 SHARED is a folder to write to; the files of DATA, but no notebooks, lie where the command starts; HIDE is never seen.
 
-KIND is one of ``KINDS``, the best first: bubblewrap (`bwrap`); the same with Linux's own namespaces, for which no
-program is needed; limits alone, where a machine has neither. ``best()`` tries which work. Standard library only.
+KIND is one of `KINDS`, the best first: bubblewrap (`bwrap`); the same with Linux's own namespaces, for which no
+program is needed; limits alone, where a machine has neither. `best()` tries which work. Standard library only.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS =
 
 
 def call(name: str, *arguments: object) -> None:
-    """A function of the C library; ``OSError`` where it fails."""
+    """A function of the C library; `OSError` where it fails."""
     libc = ctypes.CDLL(None, use_errno=True)
     plain = [a.encode() if isinstance(a, str) else a for a in arguments]
     plain = [ctypes.c_ulong(a) if isinstance(a, int) and a >= 0 else a for a in plain]
@@ -104,7 +104,7 @@ def call(name: str, *arguments: object) -> None:
 
 
 def read_only(path: str, *, below: bool = True) -> None:
-    """Nothing can be written to a mount and, with ``below``, to those in it (mount_setattr, Linux 5.12)."""
+    """Nothing can be written to a mount and, with `below`, to those in it (mount_setattr, Linux 5.12)."""
 
     class Attributes(ctypes.Structure):
         _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]

@@ -51,7 +51,7 @@ def make_source(root: Path, n: int) -> None:
 
 
 def run(source: Path, out: Path, kill_after: int = 0) -> tuple[float, float]:
-    """Import, or kill the import once ``kill_after`` images are written -> seconds, peak MiB of all its processes."""
+    """Import, or kill the import once `kill_after` images are written -> seconds, peak MiB of all its processes."""
     command = [sys.executable, "-m", "expr_lib.apps.cli", "import", "table", str(source), str(out)]
     began, peak = time.perf_counter(), 0.0
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -75,7 +75,7 @@ def run(source: Path, out: Path, kill_after: int = 0) -> tuple[float, float]:
 
 
 def feed(data: FaceData, steps: int = 200, batch_size: int = 8) -> float:
-    """Images a second that ``pair_batch`` reads from the memory map (not from a copy on the device)."""
+    """Images a second that `pair_batch` reads from the memory map (not from a copy on the device)."""
     datasets.RESIDENT_BYTES = 0
     began = time.perf_counter()
     for step in range(steps):

@@ -1,14 +1,14 @@
-"""How fast is a training step, how fast a swap, and how does the cost grow? Ours beside the baselines.
+"""Measure the speed of a training step and of a swap, and the growth of the cost, for our method and the baselines.
 
-    python benchmarks/speed.py --short     # make bench: under five minutes on two cores, into build/bench.json
-    python benchmarks/speed.py             # 25 minutes; into benchmarks/results/speed.json, .md and .png
+    python benchmarks/speed.py --short     # make bench: under five minutes on two cores, writes build/bench.json
+    python benchmarks/speed.py             # 25 minutes; writes benchmarks/results/speed.json, .md and .png
 
-One process, all methods of a setting in turn, round after round; the median of 10 rounds, or in the short form of as
-many as fit its time, which the row says. All get the same images, batch, precision and threads. A full step is what a
-batch costs when every network learns from it; in the papers of the baselines the generator learns from every fifth
-batch only, which is the column "as published". Peak memory is the rise of a process of its own that takes two steps.
-FLOPs are counted by torch and compared with what a large matrix product and a large convolution reach here, now, in the
-same type. A profile says where the time of a step of ours goes, and what each remedy changed is timed again.
+One process runs all methods of a setting in turn, for 10 rounds or, with --short, as many as the time allows; the
+table has the median and the number of rounds. All methods get the same images, batch, precision and threads. In a full
+step every network learns from the batch; in the papers of the baselines the generator learns from every fifth batch
+only, which is the column "as published". Peak memory is measured in a separate process that takes two steps. torch
+counts the FLOPs, which are compared with those of a large matrix product and a large convolution in the same type on
+this machine. A profile shows how a step of ours spends its time, and variants of it are timed.
 """
 
 import argparse
@@ -24,19 +24,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.distributed as dist
 from baselines import METHODS, BaselineConfig, Editor, branch, like_ours, n_parameters
 from faces import machine
+from speed_report import picture, report
 from torch import Tensor, multiprocessing, nn
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from expr_lib import datasets
 from expr_lib.datasets import FaceData, pair_batch
-from expr_lib.measure import plots
 from expr_lib.measure.evaluate import write_results
 from expr_lib.model import ModelConfig
 from expr_lib.step import TrainConfig, batch_of, partner, train_step
@@ -46,7 +45,7 @@ Tasks = dict[Any, Callable[[], Any]]
 
 
 class Setting(NamedTuple):
-    """What is measured, and on what."""
+    """A method with its width, data sizes and device."""
 
     method: str = "ours"  # or one of METHODS
     width: str = "ours"  # of a baseline: as many parameters as ours, or "published"
@@ -60,21 +59,21 @@ class Setting(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """A method made ready."""
+    """A method that is ready to run."""
 
-    parts: Tasks  # what a full training step consists of
+    parts: Tasks  # the parts of a full training step
     swap: Callable[[], Tensor]  # the batch, swapped in both directions
     parameters: int  # at run time
-    trained: int  # all that training holds
+    trained: int  # in training, with the discriminators
     device: torch.device
-    dtype: torch.dtype  # in which convolutions are computed
+    dtype: torch.dtype  # of the convolutions
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
 
 
 def random_faces(rows: int, size: int, n_aus: int, folder: Path | None = None) -> FaceData:
-    """Random labels; black images, in a sparse memory-mapped file of `folder` if given, which takes no space."""
+    """Random labels and black images; with `folder`, these are a sparse memory-mapped file, which takes no space."""
     rng, shape = np.random.default_rng(0), (rows, size, size, 3)
     if folder:
         np.lib.format.open_memmap(folder / f"{rows}.npy", "w+", np.uint8, shape)  # grows without being written
@@ -102,7 +101,7 @@ def prepare(s: Setting) -> Contestant:
     batch.x.normal_(0, 0.4).clamp_(-1, 1)
     swapper: Any = nets.ema
     parts: Tasks = {"step": lambda: train_step(nets, batch, config)}
-    learns: list[nn.Module | None] = [nets.swapper, nets.D, nets.D_f, nets.D_r]
+    learns: list[nn.Module] = [nets.swapper, nets.D, nets.D_f, nets.D_r]
     runs: nn.Module = nets.ema
     if s.method != "ours":
         c = BaselineConfig(size=s.size, n_aus=s.n_aus)
@@ -121,11 +120,11 @@ def prepare(s: Setting) -> Contestant:
         return image
 
     dtype = torch.bfloat16 if here.mixed_precision == "bf16" else torch.float32
-    return Contestant(parts, swap, n_parameters(runs), sum(map(n_parameters, filter(None, learns))), here.device, dtype)
+    return Contestant(parts, swap, n_parameters(runs), sum(map(n_parameters, learns)), here.device, dtype)
 
 
 def timed(task: Callable[[], Any]) -> float:
-    """Seconds of one run, with everything that a GPU has left to do."""
+    """Seconds of one run, including the work that a GPU has not finished."""
     began = time.perf_counter()
     task()
     if torch.accelerator.is_available():
@@ -134,7 +133,7 @@ def timed(task: Callable[[], Any]) -> float:
 
 
 def interleaved(tasks: Tasks, rounds: int, seconds: float, warm: bool = False) -> dict[Any, list[float]]:
-    """Each task once unless already warm, then all in turn: `rounds` times, or once and until `seconds` are over."""
+    """Seconds of all tasks, in turn, `rounds` times or until `seconds` are over; first once each, unless `warm`."""
     found: dict[Any, list[float]] = {name: [] for name in tasks}
     began = time.perf_counter()
     for task in () if warm else tasks.values():
@@ -167,7 +166,7 @@ def flops(tasks: Tasks) -> int:
 
 
 def memory(s: Setting) -> float:
-    """Peak memory of two steps in MiB, more than the process has before; in a process of its own."""
+    """Increase of the peak memory of a new process by two steps, in MiB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_rise, (s,))
 
@@ -182,8 +181,8 @@ def _rise(s: Setting) -> float:
 
 
 def _peak_mib() -> float:
-    """The most memory that this process has ever held."""
-    status = Path("/proc/self/status")  # Linux: its ru_maxrss also counts what the parent held
+    """Peak memory of this process in MiB."""
+    status = Path("/proc/self/status")  # on Linux, ru_maxrss includes the memory of the parent
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
     import resource
@@ -248,7 +247,7 @@ KINDS = {  # of operators, by name
 
 
 def spent(one: Contestant) -> dict[str, float]:
-    """Share of the time of a step of ours, already warm, that each kind of operator takes; on a GPU, of its time."""
+    """Share of the time of a warm step of ours that each kind of operator takes; on a GPU, of the GPU time."""
     found = dict.fromkeys((*KINDS, "everything else"), 0.0)
     with profile() as profiler:
         wall = 1e6 * sum(interleaved(one.parts, 5, math.inf, warm=True)["step"])
@@ -257,13 +256,13 @@ def spent(one: Contestant) -> dict[str, float]:
     for name, time_of in times.items():
         if kind := next((kind for kind, pattern in KINDS.items() if re.match(pattern, name, re.IGNORECASE)), None):
             found[kind] += time_of
-    whole = sum(times.values()) if gpu else wall  # on a CPU "everything else" has Python and autograd in it
+    whole = sum(times.values()) if gpu else wall  # on a CPU, "everything else" includes Python and autograd
     found["everything else"] = whole - sum(found.values())
     return {kind: round(share / whole, 3) for kind, share in found.items()}
 
 
 def profiled(short: bool, pairs: int, device: str) -> dict[str, Any]:
-    """Where the time of a step of ours goes, and what was tried against it, at 64 pixels."""
+    """How a step of ours at 64 pixels spends its time, and the time of variants."""
     s = Setting(pairs=pairs, device=device)
     tried = {"Adam as torch has it": s._replace(fused=None), "as it is": s}
     tried |= {} if short else {"E, G and D compiled": s._replace(compile=True)}
@@ -278,13 +277,13 @@ def profiled(short: bool, pairs: int, device: str) -> dict[str, Any]:
 
 
 def exponent(x: list[float], y: list[float]) -> float | None:
-    """p of y ~ x^p, by least squares in logarithms; None where y is not positive."""
+    """p of y ~ x^p, by least squares in logarithms; None with fewer than two positive y."""
     good = [(math.log(a), math.log(b)) for a, b in zip(x, y, strict=True) if b > 0]
     return round(float(np.polyfit(*np.array(good).T, 1)[0]), 2) if len(good) > 1 else None
 
 
 def growth(short: bool, device: str) -> list[dict[str, Any]]:
-    """Seconds of a step of ours (and, in the full form, its memory) against each thing that may grow."""
+    """Seconds and, unless `short`, memory of a step of ours for growing image size, batch and number of AUs."""
     axes: dict[str, tuple[int, ...]] = {
         "size": (32, 64, 128, 256), "pairs": (1, 2, 4, 8, 16), "n_aus": (1, 4, 16, 64),
     }  # fmt: skip
@@ -308,7 +307,7 @@ def growth(short: bool, device: str) -> list[dict[str, Any]]:
 
 
 def reading(short: bool) -> dict[str, Any]:
-    """Seconds to read a batch of 8 pairs against the size of the data set, from a sparse file through the reader."""
+    """Seconds to read a batch of 8 pairs from sparse files, for data sets of growing size."""
     resident, datasets.RESIDENT_BYTES = datasets.RESIDENT_BYTES, 0
     sizes, step = [1_000, 10_000, 100_000, 1_000_000], iter(range(10**9))
     with tempfile.TemporaryDirectory() as folder:
@@ -322,7 +321,7 @@ def reading(short: bool) -> dict[str, Any]:
 
 
 def sharing(short: bool) -> dict[str, Any]:
-    """Seconds of a step of 8 pairs that one process, then two of one thread each, take on the CPU."""
+    """Seconds of a step of 8 pairs on the CPU with one process, and with two, of one thread each."""
     seconds = []
     for n in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
@@ -341,96 +340,6 @@ def _one_of(rank: int, n: int, folder: str, rounds: int) -> None:
         (Path(folder) / "seconds").write_text(str(statistics.median(times)))
     dist.barrier()
     dist.destroy_process_group()
-
-
-# ------------------------------------------------------------------------------------------------------------ main
-
-
-def races_of(results: dict[str, Any]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
-    """Rows that raced each other, by device, precision and size; ours is the first of each."""
-    races: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for row in results["rows"]:
-        races.setdefault((row["device"], row["precision"], row["size"]), []).append(row)
-    return races
-
-
-def report(results: dict[str, Any], figure: str) -> str:
-    """The Markdown beside the JSON."""
-    about = results["machine"]
-    parts = [f"{about['processor']}, {about['threads']} threads, torch {about['torch']}, GPU: {about['gpu']}"]
-    head = ("device", "px", "method", "width", "parameters", "images/s (slowest – fastest round)", "as published",
-            "swaps/s", "memory (MiB)", "GFLOP/image", "of peak", "rounds")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---|---:|---|---" + "|---:" * (len(head) - 4) + "|"]
-    for r in results["rows"]:
-        speed = f"{r['images_per_second']} ({r['slowest_round']} – {r['fastest_round']})"
-        width = "" if r["method"] == "ours" else r["width"]
-        cells = (f"{r['device']} {r['precision']}", r["size"], r["method"], width, f"{r['parameters']:,}", speed,
-                 r["images_per_second_as_published"], r["swaps_per_second"], r["peak_memory_mib"] or "–",
-                 r["gflop_per_image"], f"{r['share_of_peak']:.1%}", r["rounds"])  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    parts.append("\n".join(lines))
-    for (device, precision, size), here in races_of(results).items():
-        others = [r for r in here if r["method"] != "ours" and r["width"] == "published"]
-        rival, gain = max(others, key=lambda r: r["images_per_second"]), here[0]["images_per_second"]
-        slow = max(r["images_per_second_as_published"] for r in others)
-        parts.append(
-            f"{device} {precision}, {size} px: ours trains {gain / rival['images_per_second']:.1f} times as fast as "
-            f"the fastest baseline at its published width ({rival['method']}), {gain / slow:.1f} times where its "
-            f"generator learns from every fifth batch. Peak here: {here[0]['peak_gflop_per_second']} GFLOP/s."
-        )
-    parts += [f"A swap of one pair at 128 px: {x['milliseconds']} ms ({x['device']} {x['precision']})."
-              for x in results["latency"]]  # fmt: skip
-    of = results["profile"]
-    lines = [f"| a step of ours, {of['pairs']} pairs at {of['size']} px: where its time goes | |", "|---|---:|"]
-    lines += [f"| {kind} | {share:.0%} |" for kind, share in sorted(of["share"].items(), key=lambda kv: -kv[1])]
-    parts.append("\n".join(lines))
-    lines = [f"| what was tried (medians of {of['rounds']} rounds) | ms a step |", "|---|---:|"]
-    lines += [f"| {name} | {ms} |" for name, ms in of["milliseconds"].items()]
-    parts.append("\n".join(lines))
-    lines = [
-        "| a step of ours against | device | values | seconds | exponent | memory (MiB) | exponent |",
-        "|---" * 7 + "|",
-    ]
-    for r in results["growth"]:
-        listed = [", ".join(f"{x:,}" for x in r.get(key, [])) or "–" for key in ("values", "seconds", "memory_mib")]
-        cells = (r["axis"], r["device"], *listed[:2], r["exponent"], listed[2], r.get("memory_exponent", "–"))
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n\n".join([*parts, "\n".join(lines), f"![Speed, and how it grows]({figure})"]) + "\n"
-
-
-def picture(results: dict[str, Any], path: Path) -> None:
-    """Images/s of a training step of each method; how the cost of a step of ours grows; how long reading takes."""
-    races = races_of(results)
-    columns = (len(races) + 3) // 2  # two more panels, in two rows
-    with plots.style():
-        figure, grid = plt.subplots(2, columns, figsize=(6 * columns, 8.4), layout="constrained")
-        *panels, grows, reads = grid.flat
-        for axis, ((device, precision, size), rows) in zip(panels, races.items(), strict=False):
-            names = [r["method"] + ", our size" * (r["width"] == "ours" and r is not rows[0]) for r in rows]
-            colors = [plots.COLORS["blue"] if r is rows[0] else plots.QUIET for r in rows]
-            bars = axis.barh(names, [r["images_per_second"] for r in rows], color=colors)
-            axis.bar_label(bars, fmt="%.3g", padding=4)
-            axis.invert_yaxis()
-            axis.margins(x=0.15)
-            axis.set(title=f"training step, {size} px, {device} {precision}", xlabel="images/s")
-            axis.grid(visible=False, axis="y")
-        for axis in panels[len(races) :]:
-            axis.remove()
-        for row in results["growth"]:
-            name, x, y = row["axis"].replace("n_aus", "action units"), np.array(row["values"]), np.array(row["seconds"])
-            if name == "images in the data set":
-                reads.semilogx(x, 1000 * y, "o-", color=plots.COLORS["blue"])
-            else:
-                grows.plot(x / x[0], y / y[0], "o-", label=f"{name}: exponent {row['exponent']}")
-        grows.set_xscale("log", base=2)
-        grows.set_yscale("log", base=2)
-        for axis in (grows.xaxis, grows.yaxis):
-            axis.set_major_formatter("{x:g}")
-        grows.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
-        grows.set(title="a step of ours", xlabel="times as much", ylabel="times as long")
-        reads.set(title="reading 8 pairs from disk", xlabel="images in the data set", ylabel="ms", ylim=(0, None))
-        plots.save(figure, path)
-        plt.close(figure)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def measure(data: FaceData, precision: str, batch_size: int, steps: int, device:
     config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
     nets = build_nets(config, data)
     here = nets.accelerator.device
-    subjects = torch.from_numpy(np.unique(data.subject[data.subject >= 0])).to(here)
+    subjects = torch.from_numpy(np.unique(data.subject)).to(here)
     pairs = batches(data, batch_size, seed=0, device=here)
     waits, wholes = [], []
     if here.type == "cuda":

@@ -1,8 +1,7 @@
-"""Facial expression transfer via fine-grained representations: the library under the course in ``notebooks/``.
+"""Facial expression transfer via fine-grained representations: the library under the course in `notebooks/`.
 
-Read in this order: :mod:`~expr_lib.facs` (action units), :mod:`~expr_lib.model`, :mod:`~expr_lib.losses` and
-:mod:`~expr_lib.step` (the paper), :mod:`~expr_lib.train`, :mod:`~expr_lib.measure.evaluate` (measurement).
-Importing the package loads no other package.
+Read in this order: `facs` (action units), `model`, `losses` and `step` (the paper), `train`, `measure.evaluate`
+(measurement). Importing the package loads no other package.
 """
 
 from pathlib import Path

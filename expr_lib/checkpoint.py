@@ -34,7 +34,7 @@ Check = Callable[[Shapes, dict[str, Any]], None]
 def load(
     path: str | Path, device: str | torch.device = "cpu", check: Check | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of `save` -> tensors on the device, metadata; errors and `check` as in :func:`tensors.read`."""
+    """Read a file of `save` -> tensors on the device, metadata; errors and `check` as in `tensors.read`."""
     tensors, metadata = files.read(path, check)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
@@ -169,19 +169,14 @@ def describe(swapper: Swapper, **more: Any) -> dict[str, Any]:
     return {"model": asdict(swapper.config), "au_names": list(swapper.au_names), "size": swapper.config.size, **more}
 
 
-def load_swapper(
-    path: str | Path, device: str | torch.device = "cpu", *, au_names: tuple[str, ...] | None = None
-) -> Swapper:
+def load_swapper(path: str | Path, device: str | torch.device = "cpu") -> Swapper:
     """The averaged E and DG of a checkpoint, in eval mode, with `au_names`, `config` and `metadata`.
 
-    Raises FileNotFoundError, or InputError if the file is not a checkpoint or has AUs other than the given `au_names`.
+    Raises FileNotFoundError, or InputError if the file is not a checkpoint.
     """
     tensors, metadata = read_swapper(path, device)
-    found = tuple(metadata["au_names"])
-    if au_names is not None:
-        check_au_names(found, tuple(au_names), path)
     swapper = Swapper(model_config(metadata, path)).to(device)
-    swapper.au_names, swapper.metadata = found, metadata
+    swapper.au_names, swapper.metadata = tuple(metadata["au_names"]), metadata
     load_module("ema", swapper, tensors, path)
     swapper.table = tensors[TABLE].float() if TABLE in tensors else None
     return swapper.eval()

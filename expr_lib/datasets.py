@@ -2,13 +2,13 @@
 
 A data set is a folder of three files:
 
-- ``images.npy``  (N, S, S, 3) uint8, read through a memory map,
-- ``labels.csv``  N rows: ``subject, split, AU1, ...`` and further columns; an empty AU cell is a missing label. In an
-                  optional column ``take``, rows with the same number show one person in one view, with different
-                  expressions; an empty cell is unknown,
-- ``meta.json``   format, AU names, image size, number of rows, content hashes and how the set was made.
+- `images.npy`  (N, S, S, 3) uint8, read through a memory map,
+- `labels.csv`  N rows: `subject, split, AU1, ...` and further columns; an empty AU cell is a missing label. In an
+                optional column `take`, rows with the same number show one person in one view, with different
+                expressions; an empty cell is unknown,
+- `meta.json`   format, AU names, image size, number of rows, content hashes and how the set was made.
 
-Every subject belongs to one split only, so ``test`` shows people that training has never seen.
+Every subject belongs to one split only, so `test` shows people that training has never seen.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float pixels, clamped to [-1, 1] -> uint8 in [0, 255], the inverse of :func:`to_float`; any shape."""
+    """Float pixels, clamped to [-1, 1] -> uint8 in [0, 255], the inverse of `to_float`; any shape."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -90,7 +90,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class FaceData:
-    """Images of faces with subjects, splits and AUs; ``data[rows]`` and ``data.subset("train")`` are data sets, too."""
+    """Images of faces with subjects, splits and AUs; `data[rows]` and `data.subset("train")` are data sets, too."""
 
     images: np.ndarray | Rows  # (N, S, S, 3) uint8, memory-mapped
     subject: np.ndarray  # (N,) int64
@@ -109,8 +109,8 @@ class FaceData:
     def open(cls, folder: str | Path, *, verify: bool | Literal["once"] = False) -> FaceData:
         """Open a data set folder and check it.
 
-        With ``verify``, the hashes in ``meta.json`` are checked, too; with "once", only if the size or time of a file
-        has changed since the last check. Raises ``FileNotFoundError`` for a missing file and ``InputError`` for a file
+        With `verify`, the hashes in `meta.json` are checked, too; with "once", only if the size or time of a file
+        has changed since the last check. Raises `FileNotFoundError` for a missing file and `InputError` for a file
         that is not as described above, in one line with the file, the line and column of a label, found and expected.
         """
         folder = Path(folder)
@@ -150,7 +150,7 @@ class FaceData:
         """Rows (M,) of all takes with at least two images, take by take, and three more arrays (M,) int64.
 
         These are, for each row, the start of its take in the first array, the number of images in the take, and the row
-        of the take that is at rest (-1 = none). Raises ``InputError`` if there is no such take.
+        of the take that is at rest (-1 = none). Raises `InputError` if there is no such take.
         """
         order = np.argsort(self.take, kind="stable")
         _, start, size = np.unique(self.take[order], return_index=True, return_counts=True)
@@ -166,7 +166,7 @@ class FaceData:
     def pixels(self, rows: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
         """Images of rows (B,) as uint8 (B, 3, S, S) on the device, in channels-last memory.
 
-        A data set of up to ``RESIDENT_BYTES`` is copied to the device once and indexed there, so that a GPU does not
+        A data set of up to `RESIDENT_BYTES` is copied to the device once and indexed there, so that a GPU does not
         wait; the rows of a larger one are read from disk.
         """
         device = torch.empty(0, device=device).device  # `cuda` and `cuda:0` are the same device
@@ -206,9 +206,9 @@ def _verify(folder: Path, hashes: dict[str, str], *, once: bool) -> None:
 
 
 def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Images (N, S, S, 3), uint8, as a memory map; ``InputError`` if the file holds anything else.
+    """Images (N, S, S, 3), uint8, as a memory map; `InputError` if the file holds anything else.
 
-    For data sets above ``RESIDENT_BYTES``, whose rows are read in random order, reading ahead is turned off.
+    For data sets above `RESIDENT_BYTES`, whose rows are read in random order, reading ahead is turned off.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected uint8 images of shape {shape}")
@@ -275,8 +275,8 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """B pairs on one device: all first images, then all second images, so that rolling by B exchanges them."""
+class Pairs:
+    """B pairs as read: all first images, then all second images, so that rolling by B exchanges them."""
 
     image: Tensor  # (2B, 3, S, S) uint8
     au: Tensor  # (2B, n_aus) float32 in [0, 5]; NaN = missing label
@@ -299,7 +299,7 @@ def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw pairs -> rows (n, 3) int64: two images of one take, and the image of the take at rest, or -1 if it has none.
 
     The first is uniform over all rows of takes with at least two images, the second over the other rows of the take.
-    The image at rest is the first whose labels are all known and 0. Raises ``InputError`` if no take has two images.
+    The image at rest is the first whose labels are all known and 0. Raises `InputError` if no take has two images.
     """
     order, start, size, rest = data.takes
     at = rng.integers(len(order), size=n)  # (n,)
@@ -310,11 +310,11 @@ def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
 
 def pair_batch(
     data: FaceData, step: int, batch_size: int, seed: int, device: str | torch.device = "cpu", *, takes: bool = False
-) -> PairBatch:
-    """Batch number ``step``, a function of data, ``seed`` and ``step``, so that a resumed run has the same batches.
+) -> Pairs:
+    """Batch number `step`, a function of data, `seed` and `step`, so that a resumed run has the same batches.
 
-    Pairs are of two subjects or, with ``takes``, of two images of one take, with the face at rest if it is known.
-    Raises ``InputError`` if the data have fewer than two subjects, or no take of two images.
+    Pairs are of two subjects or, with `takes`, of two images of one take, with the face at rest if it is known.
+    Raises `InputError` if the data have fewer than two subjects, or no take of two images.
     """
     rng = np.random.default_rng([seed, step])
     drawn = (
@@ -323,21 +323,21 @@ def pair_batch(
     rows = drawn[:, :2].T.reshape(-1)  # (2B,)
     au, subject = (torch.from_numpy(x).to(device) for x in (data.au[rows], data.subject[rows]))
     if not takes:
-        return PairBatch(data.pixels(rows, device), au, subject)
+        return Pairs(data.pixels(rows, device), au, subject)
     rest = np.tile(drawn[:, 2], 2)  # (2B,)
     found = rest >= 0
     image, at_rest = data.pixels(np.concatenate([rows, np.where(found, rest, rows)]), device).chunk(2)
-    return PairBatch(image, au, subject, at_rest, torch.from_numpy(found).to(device))
+    return Pairs(image, au, subject, at_rest, torch.from_numpy(found).to(device))
 
 
 def batches(
     data: FaceData, batch_size: int, *, seed: int, device: str | torch.device = "cpu", first: int = 0,
     takes: bool = False,
-) -> Iterator[PairBatch]:  # fmt: skip
-    """The endless batches ``first``, ``first + 1``, ... of :func:`pair_batch`; a thread prepares the next one."""
+) -> Iterator[Pairs]:  # fmt: skip
+    """The endless batches `first`, `first + 1`, ... of `pair_batch`; a thread prepares the next one."""
     with ThreadPoolExecutor(max_workers=1) as reader:
 
-        def read(step: int) -> Future[PairBatch]:
+        def read(step: int) -> Future[Pairs]:
             return reader.submit(pair_batch, data, step, batch_size, seed, device, takes=takes)
 
         ahead = read(first)
@@ -347,9 +347,9 @@ def batches(
 
 
 def held_out_pairs(data: FaceData, n: int, seed: int, *, split: str = "test") -> np.ndarray:
-    """A fixed list of n pairs for measurements: rows (n, 2) of ``data``, in ``split``, each of two subjects.
+    """A fixed list of n pairs for measurements: rows (n, 2) of `data`, in `split`, each of two subjects.
 
-    No pair occurs twice, in either order. A shorter list is the beginning of a longer one. Raises ``InputError`` if
+    No pair occurs twice, in either order. A shorter list is the beginning of a longer one. Raises `InputError` if
     the split has fewer than n such pairs.
     """
     rows = np.flatnonzero(data.split == split)

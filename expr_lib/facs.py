@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_INTENSITY = 5.0
-"""Intensity E of FACS; every AU lies in ``[0, MAX_INTENSITY]``."""
+"""Intensity E of FACS; every AU lies in `[0, MAX_INTENSITY]`."""
 
 PRESENT_AT = 1.0
 """An AU counts as present from this intensity upwards (FACS A, a trace)."""
@@ -19,8 +19,8 @@ PRESENT_AT = 1.0
 class ActionUnit:
     """One AU with its FACS name, the face region that it moves, and the ARKit shapes that render it.
 
-    ``shapes`` maps an ARKit blend shape to its weight at intensity E (above 1 if the shape alone is weaker than E);
-    ``*`` stands for both ``Left`` and ``Right``.
+    `shapes` maps an ARKit blend shape to its weight at intensity E (above 1 if the shape alone is weaker than E);
+    `*` stands for both `Left` and `Right`.
     """
 
     name: str

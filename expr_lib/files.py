@@ -16,9 +16,9 @@ from expr_lib.errors import InputError
 
 
 def open_regular(path: str | Path, *, follow: bool = True) -> BinaryIO:
-    """Open a regular file for reading; with ``follow=False``, not through a symbolic link.
+    """Open a regular file for reading; with `follow=False`, not through a symbolic link.
 
-    Raises ``InputError`` for a pipe, a socket or a device, which could block the reader for ever, and for a link.
+    Raises `InputError` for a pipe, a socket or a device, which could block the reader for ever, and for a link.
     """
     if not follow and os.path.islink(path):
         raise InputError(f"{path}: found a symbolic link, expected a file")
@@ -32,7 +32,7 @@ def open_regular(path: str | Path, *, follow: bool = True) -> BinaryIO:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file for writing; it is renamed to ``path`` at the end, or removed after an error.
+    """Open a temporary file for writing; it is renamed to `path` at the end, or removed after an error.
 
     The temporary name is random, and a link that has it is not followed. The folder must exist.
     """
@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Remove temporary files for ``path`` that killed processes have left behind."""
+    """Remove temporary files for `path` that killed processes have left behind."""
     if os.name != "posix":  # elsewhere there is no way to ask whether a process is alive
         return
     pattern = re.compile(re.escape(f".{path.name[:100]}.") + r"(\d{1,9})-[0-9a-f]{16}\.partial")
@@ -65,7 +65,7 @@ def _remove_left_over(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
+    """Write `content` to `path`, whole or not at all."""
     with replacing(path) as file:
         file.write(content)
 

@@ -1,10 +1,10 @@
-"""Films in, frames out, one at a time; and films written as .mp4, .gif or .webp.
+"""Reading the frames of films one by one, and writing films as .mp4, .gif or .webp.
 
-Frames are counted from 1 in the order in which they are shown. Nothing is ever found by time, and no film is searched:
-it is decoded from its beginning, so that a variable frame rate, a missing index or a rounded time moves no frame. A
-film is read as the folder of images that it could be unpacked to: frame 12 of ``film.avi`` is ``film.avi/000012.png``.
+Frames are counted from 1 in the order in which they are shown. Films are always decoded from the beginning, without
+seeking by time, so that a variable frame rate, a missing index or a rounded time does not change the numbers. The
+frames have names as in a folder of images: frame 12 of `film.avi` is `film.avi/000012.png`.
 
-Needs the extra ``films``: PyAV, whose wheels bring the codecs. Only folders of images, GIF and WebP go without it.
+Needs the extra `films` (PyAV, whose wheels contain the codecs), except for folders of images, GIF and WebP.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from expr_lib.signals import stop_signals
 
 ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 MAX_FRAMES = 999_999
-"""Of one film: nine hours at 30 frames a second."""
+"""Largest number of frames in a film, nine hours at 30 frames per second."""
 DEMUXERS = "avi,mov,mp4,matroska,webm"
-"""Formats that are read, whatever a file's name is. Others, such as playlists, lead to other files or the network."""
+"""Formats that are read, for any file name; others, such as playlists, can open other files or the network."""
 GIF_RATE = 25
-"""Frames a second of a GIF or WebP, at most; of faster films every second, third, ... frame is kept. Our choice."""
+"""Largest frame rate of a GIF or WebP; of faster films every second, third, ... frame is kept. Our choice."""
 STILL = 6
-"""Of 255: a smaller change of a pixel is not written to a GIF. Our choice."""
+"""Largest change of a pixel, of 255, that is not written to a GIF. Our choice."""
 
 
 def pyav() -> Any:
-    """PyAV, silenced; ``InputError`` if the extra is not installed."""
+    """PyAV without its log messages; `InputError` if the extra is not installed."""
     try:
         import av
     except ImportError:
@@ -50,10 +50,10 @@ def pyav() -> Any:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A film's container and its first video stream.
+    """The container of a film and its first video stream.
 
-    ``ValueError`` in one line if it is no film, has no picture, or pictures below 16 pixels a side or above 100
-    megapixels, and for whatever the decoder trips over inside.
+    Raises `ValueError` in one line for a file that is not a film, has no video, or has frames below 16 pixels a side or
+    above 100 megapixels, and for all errors of the decoder in this context.
     """
     av = pyav()
     with open_regular(path) as file:
@@ -67,7 +67,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
                 expect_size(stream.codec_context.width, stream.codec_context.height)
                 stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                 yield container, stream
-        except ValueError as error:  # PyAV's own errors of damaged data are some, too
+        except ValueError as error:  # some errors of PyAV for damaged data are ValueErrors, too
             found = str(error) if str(error).startswith("found") else f"damaged film: {trouble(error)}"
             raise ValueError(f"{path}: {found}") from None
         except (av.FFmpegError, OSError, MemoryError) as error:
@@ -75,7 +75,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def trouble(error: BaseException) -> str:
-    """What FFmpeg says, without numbers and file names."""
+    """The message of FFmpeg, without numbers and file names."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()).lower() or type(error).__name__
 
 
@@ -86,9 +86,9 @@ def expect_size(width: int, height: int) -> None:
 
 
 def count_frames(path: Path) -> int:
-    """How many frames a film has, by its packets: nothing is decoded. ``ValueError`` as in :func:`opened`.
+    """Number of frames in a film, counted by its packets without decoding; `ValueError` as in `opened`.
 
-    A film that ends in the middle has as many as are there.
+    In a truncated film, the existing frames are counted.
     """
     n = 0
     with opened(path) as (container, stream):
@@ -98,14 +98,14 @@ def count_frames(path: Path) -> int:
                 if n > MAX_FRAMES:
                     break
         except (pyav().FFmpegError, OSError):
-            pass  # cut off: what came before counts
+            pass  # truncated; the frames before count
         if not 1 <= n <= MAX_FRAMES:
             raise ValueError(f"found {'no frame' if n == 0 else 'more frames'}, expected 1 to {MAX_FRAMES:,}")
     return n
 
 
 def decoded(path: Path) -> Iterator[Any]:
-    """PyAV's frames of a film in the order in which they are shown; ``ValueError`` where it is damaged."""
+    """PyAV's frames of a film in the order in which they are shown; `ValueError` if it is damaged."""
     n = 0
     with opened(path) as (container, stream):
         try:
@@ -117,19 +117,19 @@ def decoded(path: Path) -> Iterator[Any]:
 
 
 def to_rgb(frame: Any) -> np.ndarray:
-    """PyAV's frame -> (H, W, 3) uint8 RGB, upright as its film says; ``ValueError`` for a damaged or an absurd one."""
+    """A frame of PyAV -> (H, W, 3) uint8 RGB, rotated as the film requires; `ValueError` for a damaged frame."""
     expect_size(frame.width, frame.height)
     if frame.is_corrupt:
         raise ValueError("found a damaged frame")
-    # the rotation is counter-clockwise, as that of FFmpeg's display matrix and of NumPy
+    # the rotation is counter-clockwise, as in FFmpeg's display matrix and in NumPy
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
 def frames(path: Path, stop: Callable[[Exception], None] | None = None) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 of a film, or the images of a folder in the order of their names.
 
-    A film that is damaged on the way ends there: ``stop`` gets the error if at least one frame came before it.
-    ``ValueError``, ``InputError`` or ``OSError`` if there is no frame.
+    A film with damage ends before the damaged frame; `stop` is called with the error if there was a frame before it.
+    Raises `ValueError`, `InputError` or `OSError` if there is no frame.
     """
     n, source = 0, map(read_image, images_in(path)) if path.is_dir() else map(to_rgb, decoded(path))
     try:
@@ -141,11 +141,11 @@ def frames(path: Path, stop: Callable[[Exception], None] | None = None) -> Itera
             raise
         stop(error)
     if n == 0:
-        raise ValueError(f"{path}: found no frame, expected one at least")
+        raise ValueError(f"{path}: found no frame, expected at least one")
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The image files of a folder in the order of their names; a number in a name counts as a number: 2 before 10."""
+    """The image files of a folder, sorted by name, with numbers in names sorted by value (2 before 10)."""
 
     def order(path: Path) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
@@ -154,7 +154,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def rate_of(path: Path) -> Fraction | None:
-    """Frames a second of a film on average; None for a folder, or if the film does not say it."""
+    """Average frames per second of a film; None for a folder or if it is unknown."""
     if path.is_dir():
         return None
     with opened(path) as (_, stream):
@@ -166,17 +166,17 @@ def rate_of(path: Path) -> Fraction | None:
 
 
 def frame_paths(film: str, n: int) -> list[str]:
-    """What the n frames of a film are called: as if it had been unpacked into a folder of its own name."""
+    """Names of the n frames of a film, as if they were images in a folder with the name of the film."""
     return [f"{film}/{k:06d}.png" for k in range(1, n + 1)]
 
 
 def file_of(path: Path) -> Path:
-    """The file that holds an image: the image itself, or the film of a frame such as ``film.avi/000012.png``."""
+    """The file that holds an image: the image itself, or the film of a frame such as `film.avi/000012.png`."""
     return path.parent if path.parent.suffix.lower() in ENDINGS and path.parent.is_file() else path
 
 
 class Playing:
-    """The film that was read last, kept open: frames that are asked for in order are decoded once."""
+    """The film that was read last, kept open so that frames read in order are decoded once."""
 
     path, n = Path(), 0
     film: Iterator[Any] = iter(())
@@ -184,9 +184,9 @@ class Playing:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """An image file, or a frame such as ``film.avi/000012.png`` -> (H, W, 3) uint8 RGB.
+    """An image file, or a frame such as `film.avi/000012.png` -> (H, W, 3) uint8 RGB.
 
-    Errors as those of :func:`~expr_lib.images.read_image`; ``ValueError`` for a frame that the film does not have.
+    Errors as those of `images.read_image`; `ValueError` for a frame that the film does not have.
     """
     film, play = file_of(path), Playing
     if film == path:
@@ -211,10 +211,10 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample: Sequence[np.ndarray] = ()) -> int:
-    """Write frames (H, W, 3) uint8 of one size, as they come, as ``.mp4``, ``.gif`` or ``.webp`` -> how many.
+    """Write frames (H, W, 3) uint8 of one size as `.mp4`, `.gif` or `.webp` -> the number of frames.
 
-    Ctrl-C ends the film after the frame that is being made; the file is whole then, too. ``sample`` are some frames, or
-    parts of them of one width, from which a GIF takes its colours. MP4 needs even sides.
+    Ctrl-C ends the film after the current frame, with a complete file. `sample` are some frames, or parts of frames of
+    one width, that determine the colours of a GIF. MP4 needs even sides.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     n = 0
@@ -230,7 +230,7 @@ def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample:
 
         WRITTEN[path.suffix.lower()](file, until_stopped(), rate, sample)
         if n == 0:
-            raise ValueError(f"{path}: found no frame to write, expected one at least")
+            raise ValueError(f"{path}: found no frame to write, expected at least one")
     return n
 
 
@@ -265,13 +265,13 @@ def _write_webp(file: BinaryIO, images: Iterator[np.ndarray], rate: Fraction, sa
 
 
 def thinned(images: Iterator[np.ndarray], rate: Fraction) -> tuple[Iterator[np.ndarray], int]:
-    """Every k-th frame, so that at most ``GIF_RATE`` are left of a second; and for how many milliseconds each stays."""
+    """Every k-th frame, for at most `GIF_RATE` frames per second, and the duration of each in milliseconds."""
     every = math.ceil(rate / GIF_RATE)
     return islice(images, 0, None, every), round(1000 * every / rate)
 
 
 def held(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pixels that change by no more than ``STILL`` keep their value: a GIF stores what changes, noise too."""
+    """Pixels that change by at most `STILL` keep their value, since a GIF would store the noise."""
     shown = None
     for image in images:
         if shown is not None:

@@ -33,8 +33,8 @@ MAX_PIXELS = 100_000_000
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file -> (H, W, 3) uint8 RGB, upright, on a white background; only the first of several frames.
 
-    Raises ``FileNotFoundError``, ``IsADirectoryError`` or ``PermissionError`` if there is no readable file, and
-    ``InputError`` if it is not a regular file or not an image, is damaged, is smaller than 16 pixels a side or larger
+    Raises `FileNotFoundError`, `IsADirectoryError` or `PermissionError` if there is no readable file, and
+    `InputError` if it is not a regular file or not an image, is damaged, is smaller than 16 pixels a side or larger
     than 100 megapixels.
     """
     path = Path(path)
@@ -82,7 +82,7 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
 def write_png(path: str | Path, image: np.ndarray) -> Path:
     """Write (H, W, 3) uint8 as PNG, whole or not at all; missing folders are created.
 
-    Raises ``InputError`` for an ending other than ``.png`` and ``IsADirectoryError`` if a folder has that name.
+    Raises `InputError` for an ending other than `.png` and `IsADirectoryError` if a folder has that name.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
@@ -97,7 +97,7 @@ def write_png(path: str | Path, image: np.ndarray) -> Path:
 
 @contextmanager
 def _quiet_tiff(file: BinaryIO) -> Iterator[None]:
-    """Send to nowhere what libtiff writes to stderr, since it has no option for that; errors are raised as usual."""
+    """Discard the messages of libtiff on stderr, which it has no option for; errors are raised as usual."""
     start = file.read(4)
     file.seek(0)
     if start not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

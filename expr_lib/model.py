@@ -206,14 +206,14 @@ class MovingDG(nn.Module):
         """f_f with T (B, 3, R, R), the face at rest, and f_r (B, n, d) -> image (B, 3, R, R) in [-1, 1]."""
         return self.put(f_f.face, f_f.map, f_r)
 
-    def edit(self, f_f: AtRest, features: Tensor, image: Tensor, f_r: Tensor, size: int = 256) -> Tensor:
+    def edit(self, f_f: AtRest, features: Tensor, image: Tensor, f_r: Tensor) -> Tensor:
         """What must be done to the image (B, 3, R, R) that f_f comes from, so that it shows f_r: `moving.beyond`.
 
-        (B, 2 + 1 + 3, size, size), for a copy of the image of any size. If f_r is its own, nothing is done.
+        (B, 2 + 1 + 3, 256, 256), for a copy of the image of any size. If f_r is its own, nothing is done.
         """
         small, rest, own = resize(image, self.take.size), resize(f_f.face, self.put.size), self.related(features)
         taken = self.take.edits(small, features, own)
-        back, other = (in_one(taken, self.put.edits(rest, f_f.map, x), size) for x in (own, f_r))
+        back, other = (in_one(taken, self.put.edits(rest, f_f.map, x), 256) for x in (own, f_r))
         return beyond(back, other)
 
 
@@ -295,14 +295,14 @@ class D_f(nn.Module):
     Its input is f_f as one map: (B, C, S/4, S/4), or the face at rest and m together (`AtRest.as_map`).
     """
 
-    def __init__(self, c: ModelConfig, hidden: int = 256) -> None:
+    def __init__(self, c: ModelConfig) -> None:
         super().__init__()
         self.shape = (c.n_aus, max(c.au_levels))
         self.net = nn.Sequential(
             conv_bn(c.c_f if c.generator == "drawn" else AtRest.channels(c), 64),  # (B, 64, grid, grid)
             conv_bn(64, 64, stride=2), Residual(64),  # (B, 64, grid/2, grid/2)
             conv_bn(64, 128, stride=2), nn.Flatten(),  # (B, 128 * (grid/4)^2)
-            nn.Linear(128 * (c.grid // 4) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, c.n_aus * max(c.au_levels)),
+            nn.Linear(128 * (c.grid // 4) ** 2, 256), nn.ReLU(), nn.Linear(256, c.n_aus * max(c.au_levels)),
         )  # fmt: skip
 
     def forward(self, f_f: Free) -> Tensor:
@@ -312,11 +312,11 @@ class D_f(nn.Module):
 class D_r(nn.Module):
     """Subject discriminator: f_r (B, n, d) -> a score for each training subject (B, 1, n_subjects)."""
 
-    def __init__(self, c: ModelConfig, n_subjects: int, hidden: int = 256) -> None:
+    def __init__(self, c: ModelConfig, n_subjects: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Flatten(), nn.Linear(c.n_aus * c.d, hidden), nn.LeakyReLU(0.2),
-            nn.Linear(hidden, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, n_subjects),
+            nn.Flatten(), nn.Linear(c.n_aus * c.d, 256), nn.LeakyReLU(0.2),
+            nn.Linear(256, 256), nn.LeakyReLU(0.2), nn.Linear(256, n_subjects),
         )  # fmt: skip
 
     def forward(self, f_r: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def in_one(first: Edit, second: Edit, size: int) -> Tensor:
     """Two edits, one after the other, as one that samples the picture once: out(x) = keep(x) I(x + flow(x)) + paint(x).
 
     Returns flow, in half sides, keep and paint, one behind the other: (B, 2 + 1 + 3, size, size). They are smooth, so
-    they can be enlarged to any picture; ``size`` of some hundred pixels suffices.
+    they can be enlarged to any picture; `size` of some hundred pixels suffices.
     """
 
     def enlarged(edit: Edit) -> Edit:

@@ -1,7 +1,7 @@
-"""Swap and edit faces in photographs, at the photograph's own size.
+"""Swapping and editing faces in photographs, at the full size of the photograph.
 
-A moving generator looks at a reduced copy of the face and says what moves where. The photograph's own pixels are then
-moved, each sampled once, inside the face only. A drawing generator draws a small face, which is pasted back.
+A moving generator predicts the motion from a reduced copy of the face. The pixels of the photograph are then moved,
+with one interpolation each and only inside the face. A drawing generator draws a small face, which is pasted back.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from expr_lib.moving import AtRest, resize
 from expr_lib.swap import expression, network_input, read_f_r
 
 SEEN = 256
-"""Pixels a side of the copy of a face from which the moving generator derives what moves where."""
+"""Side in pixels of the copy of a face from which the moving generator predicts the motion."""
 STRIP = 1 << 18
-"""Pixels that are moved at a time: this bounds the memory."""
+"""Number of pixels that are moved at a time, which bounds the memory."""
 
 
 def find(swapper: Swapper, photo: np.ndarray, choice: Choice = ONE) -> Aligned:
-    """The face in a photograph (H, W, 3) uint8, cut out in the size that a swapper needs; errors as in `align`."""
+    """The face in a photograph (H, W, 3) uint8, cropped to the size that the swapper needs; errors as in `align`."""
     return align(photo, SEEN if isinstance(swapper.DG, MovingDG) else swapper.config.size, choice)
 
 
@@ -35,9 +35,10 @@ def find(swapper: Swapper, photo: np.ndarray, choice: Choice = ONE) -> Aligned:
 def swap_photographs(
     swapper: Swapper, photos: Sequence[np.ndarray], faces: Sequence[Aligned], weights: Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two photographs (H, W, 3) uint8 with their faces -> both with the expression of the other's face.
+    """Two photographs (H, W, 3) uint8 with their faces -> each with the expression of the other face.
 
-    ``weights`` (n,) in [0, 1] says how far each AU goes to the other's. Outside the two faces every pixel is unchanged.
+    `weights` (n,) in [0, 1] interpolate each AU, from the own expression to the other. Pixels outside the two faces are
+    unchanged.
     """
     f_r = [read_f_r(swapper, face.face) for face in faces]
     a, b = (
@@ -50,13 +51,13 @@ def swap_photographs(
 def express_photograph(
     swapper: Swapper, photo: np.ndarray, face: Aligned, asked: dict[str, float], from_rest: bool = False
 ) -> np.ndarray:
-    """A photograph (H, W, 3) uint8 with the intensities ``asked`` of some AUs, the others as in `express_images`."""
+    """A photograph (H, W, 3) uint8 with the intensities `asked` of some AUs, the others as in `express_images`."""
     return edit(swapper, photo, face, lambda own: expression(swapper, own, asked, from_rest))
 
 
 @torch.inference_mode()
 def edit(swapper: Swapper, photo: np.ndarray, face: Aligned, change: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """A photograph (H, W, 3) uint8 whose face has the expression ``change(f_r)`` in place of its own, f_r (1, n, d)."""
+    """A photograph (H, W, 3) uint8 in which the face has the expression `change(f_r)` instead of its f_r (1, n, d)."""
     image, dg = network_input(swapper, "face", face.face), swapper.DG
     features = swapper.E(resize(image, swapper.config.size))
     f_f, own = dg.disentangle(features, image)
@@ -67,10 +68,10 @@ def edit(swapper: Swapper, photo: np.ndarray, face: Aligned, change: Callable[[T
 
 
 def move(photo: np.ndarray, matrix: np.ndarray, edits: Tensor) -> np.ndarray:
-    """Do to a photograph (H, W, 3) uint8 what `MovingDG.edit` says of its face: edits (1, 6, s, s) -> (H, W, 3).
+    """Apply the edits (1, 6, s, s) of `MovingDG.edit` for a face to its photograph (H, W, 3) uint8 -> (H, W, 3).
 
-    ``matrix`` (2, 3) leads from its pixels to shares of the face. A pixel that does not move keeps its value exactly,
-    and so does every pixel outside the ellipse. The work grows with the face, not with the photograph.
+    `matrix` (2, 3) maps pixels of the photograph to shares of the face. Pixels that do not move and those outside the
+    ellipse keep their exact values. The cost depends on the size of the face, not on that of the photograph.
     """
     rows, columns = face_box(matrix, photo.shape)
     done, width = photo.copy(), columns.stop - columns.start

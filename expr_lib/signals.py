@@ -1,4 +1,4 @@
-"""Ending long work well: signals are noted while it runs, and it looks at them where it may stop."""
+"""Delayed signals: long work notes them and stops at the next place where this is safe."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_signals(*numbers: int) -> Iterator[list[int]]:
-    """In this context, the signals ``numbers`` (SIGINT, SIGTERM, ...) are only added to the list that it returns.
+    """In this context, the signals `numbers` (SIGINT, SIGTERM, ...) are only added to the list that it yields.
 
-    In another thread than the main one, which signals do not reach, the list stays empty.
+    Outside the main thread, which alone receives signals, the list stays empty.
     """
     noted: list[int] = []
     if threading.current_thread() is not threading.main_thread():

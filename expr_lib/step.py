@@ -15,7 +15,7 @@ from tyro.conf import arg
 
 from expr_lib import model, processes
 from expr_lib.blocks import ModelConfig
-from expr_lib.datasets import PairBatch, to_float
+from expr_lib.datasets import Pairs, to_float
 from expr_lib.errors import MAX_SEED, check_range
 from expr_lib.losses import (
     ADVERSARIES,
@@ -122,7 +122,7 @@ class Nets:
     ema: Swapper  # its moving average
     D: model.D
     D_f: model.D_f
-    D_r: model.D_r | None  # None if no subject is labelled
+    D_r: model.D_r
     opt_G: torch.optim.Optimizer
     opt_D: torch.optim.Optimizer
     opt_f: torch.optim.Optimizer
@@ -139,7 +139,7 @@ class Batch:
     x: Tensor  # (2B, 3, S, S) in [-1, 1]
     au: Tensor  # (2B, n) in [0, 5], NaN = missing
     cls: Tensor  # (2B, n) AU classes, -1 = missing
-    subject: Tensor  # (2B, 1) index among the training subjects, -1 = missing
+    subject: Tensor  # (2B, 1) index among the training subjects
     rest: Tensor | None = None  # (2B, 3, S, S) inside takes: the person at rest, in the same view
     has_rest: Tensor | None = None  # (2B, 1, 1, 1) 1 if the take has such an image, else 0
 
@@ -156,8 +156,8 @@ class Passes:
     cycle: Tensor  # (2B, 3, S, S)  Î^a, swapped back: should be I^a again
 
 
-def batch_of(pairs: PairBatch, subjects: Tensor, config: TrainConfig) -> Batch:
-    """PairBatch -> Batch, or this process's part of it, with every image mirrored or not at random.
+def batch_of(pairs: Pairs, subjects: Tensor, config: TrainConfig) -> Batch:
+    """Pairs -> Batch, or this process's part of it, with every image mirrored or not at random.
 
     This assumes AUs on both sides of the face. The images of one take are mirrored together.
     """
@@ -169,8 +169,7 @@ def batch_of(pairs: PairBatch, subjects: Tensor, config: TrainConfig) -> Batch:
     def mirrored(image: Tensor) -> Tensor:
         return torch.where(coin, image.flip(-1), image).contiguous(memory_format=torch.channels_last)
 
-    au, subject = processes.part(pairs.au), processes.part(pairs.subject)
-    index = torch.searchsorted(subjects, subject).masked_fill(subject < 0, -1)
+    au, index = processes.part(pairs.au), torch.searchsorted(subjects, processes.part(pairs.subject))
     batch = Batch(mirrored(x), au, au_classes(au, config.model.au_levels), index[:, None])
     if pairs.rest is not None and pairs.has_rest is not None:
         batch.rest = mirrored(to_float(processes.part(pairs.rest)))
@@ -227,8 +226,7 @@ def update_feature_D(nets: Nets, batch: Batch, f_f: Free, f_r: Tensor, c: TrainC
     for _ in range(c.feature_d_steps):
         with nets.accelerator.autocast():
             loss["D_f"] = ADVERSARIES[c.adversary][0](nets.D_f(f_f.detach()), batch.cls, nets.class_weight)
-            if nets.D_r is not None:
-                loss["D_r"] = class_discriminator_loss(nets.D_r(f_r.detach()), batch.subject, nets.subject_weight)
+            loss["D_r"] = class_discriminator_loss(nets.D_r(f_r.detach()), batch.subject, nets.subject_weight)
         optimizer_step(nets, nets.opt_f, sum(loss.values()))
     return loss
 
@@ -244,9 +242,8 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
         # disentangle: f_f must not contain the AUs, f_r must not contain the subject
         with frozen(nets.D_f):
             loss["hide_au"] = ADVERSARIES[c.adversary][1](nets.D_f(out.f_f), batch.cls, nets.class_weight)
-        if nets.D_r is not None:
-            with frozen(nets.D_r):
-                loss["hide_subject"] = class_confusion_loss(nets.D_r(out.f_r), batch.subject, nets.subject_weight)
+        with frozen(nets.D_r):
+            loss["hide_subject"] = class_confusion_loss(nets.D_r(out.f_r), batch.subject, nets.subject_weight)
         # images
         loss["self_"] = reconstruction_loss(out.self_, x)
         loss["cycle"] = reconstruction_loss(out.cycle, x)
@@ -270,9 +267,8 @@ def update_G(nets: Nets, batch: Batch, out: Passes, c: TrainConfig) -> dict[str,
         + w.guide * loss["guide"]
         + w.agree_f * loss["agree_f"]
         + w.agree_r * loss["agree_r"]
+        + w.hide_subject * loss["hide_subject"]
     )
-    if nets.D_r is not None:
-        loss["G"] = loss["G"] + w.hide_subject * loss["hide_subject"]
     optimizer_step(nets, nets.opt_G, loss["G"])
     return loss
 

@@ -22,14 +22,14 @@ from expr_lib.moving import resize
 
 
 def load(path: str | Path = SHIPPED, device: str | torch.device = "cpu") -> Swapper:
-    """The averaged networks of a checkpoint, in eval mode; ``FileNotFoundError`` or ``InputError`` if it is not one."""
+    """The averaged networks of a checkpoint, in eval mode; `FileNotFoundError` or `InputError` if it is not one."""
     return load_swapper(path, device)
 
 
 def amounts(au_names: tuple[str, ...], only: tuple[str, ...] = (), amount: float = 1.0) -> Tensor:
-    """Weights (n,) of the other face: ``amount`` for the AUs in ``only`` (all if empty), 0 for the rest.
+    """Weights (n,) of the other face: `amount` for the AUs in `only` (all if empty), 0 for the rest.
 
-    Raises ``InputError`` for a name that is not in ``au_names`` and for an amount outside [0, 1].
+    Raises `InputError` for a name that is not in `au_names` and for an amount outside [0, 1].
     """
     if unknown := [name for name in only if name not in au_names]:
         raise InputError(f"unknown action unit {', '.join(unknown)}; known: {', '.join(au_names)}")
@@ -41,7 +41,7 @@ def amounts(au_names: tuple[str, ...], only: tuple[str, ...] = (), amount: float
 def parse_expression(words: tuple[str, ...], au_names: tuple[str, ...]) -> dict[str, float]:
     """("AU12=4", "AU6=3") -> {"AU12": 4.0, "AU6": 3.0}.
 
-    Raises ``InputError`` for a word of another form, an unknown or repeated AU, and an intensity outside [0, 5].
+    Raises `InputError` for a word of another form, an unknown or repeated AU, and an intensity outside [0, 5].
     """
     asked: dict[str, float] = {}
     for word in words:
@@ -64,17 +64,17 @@ def parse_expression(words: tuple[str, ...], au_names: tuple[str, ...]) -> dict[
 def express_images(
     swapper: Swapper, images: np.ndarray | Tensor, asked: dict[str, float], from_rest: bool = False
 ) -> np.ndarray:
-    """Set AUs of faces (B, R, R, 3) or (R, R, 3) uint8 to the intensities ``asked`` -> an array of that shape.
+    """Set AUs of faces (B, R, R, 3) or (R, R, 3) uint8 to the intensities `asked` -> an array of that shape.
 
-    The other AUs keep their values or, with ``from_rest``, become 0. Raises ``InputError`` for images
-    as in :func:`swap_images`, and for a checkpoint without a table of f_r by intensity.
+    The other AUs keep their values or, with `from_rest`, become 0. Raises `InputError` for images
+    as in `swap_images`, and for a checkpoint without a table of f_r by intensity.
     """
     f_f, own = swapper.encode(network_input(swapper, "face", images))
     return _pixels(swapper.generate(f_f, expression(swapper, own, asked, from_rest)), images)
 
 
 def expression(swapper: Swapper, own: Tensor, asked: dict[str, float], from_rest: bool = False) -> Tensor:
-    """f_r (B, n, d) with the intensities ``asked`` of some AUs, the others of ``own`` or, with ``from_rest``, at 0."""
+    """f_r (B, n, d) with the intensities `asked` of some AUs, the others of `own` or, with `from_rest`, at 0."""
     names = swapper.au_names
     au = torch.tensor([[asked.get(name, 0.0) for name in names]], device=own.device).expand(len(own), -1)
     given = torch.tensor([from_rest or name in asked for name in names], device=own.device)
@@ -87,9 +87,9 @@ def swap_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Swap the expressions of two batches of images, (B, R, R, 3) or (R, R, 3) uint8 -> two arrays of that shape.
 
-    ``weights`` (n,) or (B, n) in [0, 1] interpolates each AU between the own face (0) and the other (1); None = 1.
+    `weights` (n,) or (B, n) in [0, 1] interpolates each AU between the own face (0) and the other (1); None = 1.
     R is any size for the moving generator, and may differ between a and b; the drawing one has a fixed size.
-    Raises ``InputError`` if the images have another shape or type.
+    Raises `InputError` if the images have another shape or type.
     """
     (f_f_a, f_r_a), (f_f_b, f_r_b) = (
         swapper.encode(network_input(swapper, name, x)) for name, x in (("a", a), ("b", b))
@@ -102,14 +102,14 @@ def swap_images(
 
 @torch.inference_mode()
 def rest_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray | None:
-    """Predicted faces at rest, for images as in :func:`swap_images`; None for the drawing generator."""
+    """Predicted faces at rest, for images as in `swap_images`; None for the drawing generator."""
     face = swapper.rest(swapper.encode(network_input(swapper, "face", images))[0])
     return None if face is None else _pixels(face, images)
 
 
 @torch.inference_mode()
 def read_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray:
-    """The AU intensities that the AU branch reads from faces as in :func:`swap_images` -> (B, n) or (n,) in [0, 5]."""
+    """The AU intensities that the AU branch reads from faces as in `swap_images` -> (B, n) or (n,) in [0, 5]."""
     au = swapper.intensities(read_f_r(swapper, images))
     return au.reshape(*images.shape[:-3], -1).float().cpu().numpy()
 
@@ -119,14 +119,14 @@ def read_images(swapper: Swapper, images: np.ndarray | Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def read_f_r(swapper: Swapper, images: np.ndarray | Tensor) -> Tensor:
-    """The expressions of faces as in :func:`swap_images` -> f_r (B, n, d)."""
+    """The expressions of faces as in `swap_images` -> f_r (B, n, d)."""
     return swapper.read_au(resize(network_input(swapper, "face", images), swapper.config.size))[0]
 
 
 def smoothed(f_r: Tensor, sigma: float) -> Tensor:
     """f_r (N, n, d) of N frames, smoothed over time with a centred Gaussian, which causes no delay -> the same shape.
 
-    ``sigma`` is its standard deviation in frames, and it is cut off at three of them. The first and the last frame are
+    `sigma` is its standard deviation in frames, and it is cut off at three of them. The first and the last frame are
     repeated beyond the ends. Our choice.
     """
     reach = math.ceil(3 * sigma)
@@ -144,7 +144,7 @@ def driven(swapper: Swapper, own: Tensor, film: Tensor, absolute: bool = False) 
 
     The motion is relative: the difference between each frame and the film's most neutral frame is added to the still's
     own f_r. The most neutral frame is the one with the smallest sum of intensities, as the AU branch reads them. f_r
-    also tells how a face looks at rest, and this part of it then cancels. With ``absolute`` the result is f_r of the
+    also tells how a face looks at rest, and this part of it then cancels. With `absolute` the result is f_r of the
     frames. Our choice, after First Order Motion Model (Siarohin et al., NeurIPS 2019).
     """
     if absolute:
@@ -154,19 +154,19 @@ def driven(swapper: Swapper, own: Tensor, film: Tensor, absolute: bool = False) 
 
 
 @torch.inference_mode()
-def animated(swapper: Swapper, face: np.ndarray | Tensor, f_r: Tensor, batch: int = 16) -> Iterator[np.ndarray]:
+def animated(swapper: Swapper, face: np.ndarray | Tensor, f_r: Tensor) -> Iterator[np.ndarray]:
     """A still (R, R, 3) uint8 with each of the expressions f_r (N, n, d): yields N images of its shape.
 
-    The still is encoded once. Raises ``InputError`` as :func:`swap_images` does.
+    The still is encoded once. Raises `InputError` as `swap_images` does.
     """
     f_f, _ = swapper.encode(network_input(swapper, "face", face))
-    for rows in f_r.split(batch):
+    for rows in f_r.split(16):
         images = swapper.generate(f_f[torch.zeros(len(rows), dtype=torch.long)], rows)
         yield from _pixels(images, images.permute(0, 2, 3, 1))
 
 
 def network_input(swapper: Swapper, name: str, image: np.ndarray | Tensor) -> Tensor:
-    """uint8, channels last -> (B, 3, R, R) in [-1, 1] on the swapper's device; ``InputError`` for another shape."""
+    """uint8, channels last -> (B, 3, R, R) in [-1, 1] on the swapper's device; `InputError` for another shape."""
     image = torch.as_tensor(image)
     size = swapper.config.size if swapper.config.generator == "drawn" else image.shape[-2] if image.ndim > 2 else 0
     if image.dtype != torch.uint8 or image.shape[-3:] != (size, size, 3) or image.ndim not in (3, 4):

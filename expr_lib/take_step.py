@@ -84,7 +84,7 @@ def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
             with frozen(nets.D_f):
                 loss["hide_au"] = ADVERSARIES[c.adversary][1](nets.D_f(f_f), batch.cls, nets.class_weight)
             total = total + w.hide_au * loss["hide_au"]
-        if w.hide_subject and nets.D_r is not None:
+        if w.hide_subject:
             with frozen(nets.D_r):
                 loss["hide_subject"] = class_confusion_loss(nets.D_r(f_r), batch.subject, nets.subject_weight)
             total = total + w.hide_subject * loss["hide_subject"]

@@ -54,20 +54,18 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
     if numbers > MAX_NUMBERS:
         raise InputError(f"model: found {numbers:,} weights, expected at most {MAX_NUMBERS:,}")
     au = torch.from_numpy(data.au)
-    n_subjects = len(np.unique(data.subject[data.subject >= 0]))
-    swapper, d, d_f = Swapper(m), model.D(m), model.D_f(m)
-    d_r = model.D_r(m, n_subjects) if n_subjects > 1 else None
+    n_subjects = len(np.unique(data.subject))
+    swapper, d, d_f, d_r = Swapper(m), model.D(m), model.D_f(m), model.D_r(m, n_subjects)
     swapper.au_names = data.au_names
     for net in (swapper, d, d_f, d_r):
-        if net is not None:
-            net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(swapper).eval().requires_grad_(False)
     if config.compile:
         for part in (swapper.E, swapper.DG.G if isinstance(swapper.DG, model.DG) else swapper.DG.put, d):
             part.compile()  # in place, which keeps the names of the weights
 
-    def adam(lr: float, *nets: nn.Module | None, beta1: float = 0.5) -> torch.optim.Optimizer:
-        learn = [p for net in nets if net is not None for p in net.parameters()]
+    def adam(lr: float, *nets: nn.Module, beta1: float = 0.5) -> torch.optim.Optimizer:
+        learn = [p for net in nets for p in net.parameters()]
         return torch.optim.Adam(learn, lr, betas=(beta1, 0.99), fused=True)  # one kernel per weight instead of eight
 
     beta1 = 0.9 if config.supervision == "takes" else 0.5
@@ -75,7 +73,7 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
     return Nets(
         swapper, ema, d, d_f, d_r,
         adam(config.lr, swapper, beta1=beta1), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
-        au_weights(au).to(device), weight.to(device), torch.ones(1, max(n_subjects, 1), device=device), where,
+        au_weights(au).to(device), weight.to(device), torch.ones(1, n_subjects, device=device), where,
     )  # fmt: skip
 
 
@@ -161,7 +159,7 @@ def train(
         if size % here.num_processes:
             raise InputError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
     takes = config.supervision == "takes"
-    subjects = torch.from_numpy(np.unique(learn.subject[learn.subject >= 0])).to(here.device)
+    subjects = torch.from_numpy(np.unique(learn.subject)).to(here.device)
 
     with Run(run, config, nets, data, about, allow_changes) as this:
         for step in range(this.start, config.steps):

@@ -75,7 +75,7 @@ def freeze_widgets(notebook: nbformat.NotebookNode) -> None:
 
 
 def with_links(html: str, base: Path, here: Path, out: Path, made: set[Path]) -> str:
-    """Links to files of the project, relative to ``base``, lead to where they are in the book; ``here`` is the page.
+    """Links to files of the project, relative to `base`, lead to where they are in the book; `here` is the page.
 
     Markdown becomes a page, everything else is copied. Notebooks that are not of the course hold solutions: no link.
     """

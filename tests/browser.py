@@ -33,7 +33,7 @@ def chromium(playwright: Playwright) -> Path | None:
 
 @contextmanager
 def served(folder: Path, *command: str, threads: str = "1") -> Iterator[str]:
-    """A Jupyter server or Voila on a free port -> its address; its settings and traces stay in ``folder``."""
+    """A Jupyter server or Voila on a free port -> its address; its settings and traces stay in `folder`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,7 +65,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served_files(folder: Path) -> Iterator[str]:
-    """A plain file server for ``folder``, as ``python -m http.server`` -> its address."""
+    """A plain file server for `folder`, as `python -m http.server` -> its address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -36,7 +36,7 @@ needs_dlib = pytest.mark.skipif(not HAS_DLIB, reason="finding faces needs the ex
 
 
 def points_at(four: np.ndarray, yaw: float = 0.0) -> np.ndarray:
-    """68 landmarks (68, 2) of a head turned by ``yaw`` degrees whose eyes and mouth corners are these points (4, 2)."""
+    """68 landmarks (68, 2) of a head turned by `yaw` degrees whose eyes and mouth corners are these points (4, 2)."""
     c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
     points = POINTS @ np.array([[c, 0], [0, -1], [s, 0]])  # as seen from afar, y down
     points = mapped(inverse(similarity(four)), mapped(similarity(anchors(points)), points))
@@ -258,7 +258,7 @@ def test_the_commands_take_photographs_end_to_end(rendered, tmp_path, capsys):
     changed = (np.abs(picture[:320] - picture[320:]) > 0).any(-1)
     assert changed[40:296, 70:326].mean() > 0.2 and not changed[:, 340:400].any() and not changed[:30].any()
     cli.main(["swap", str(tmp_path / "a.jpg"), str(tmp_path / "nobody.png"), "-o", str(tmp_path / "swap.png")])
-    assert f"{tmp_path / 'nobody.png'} is unlike the faces these weights know" in capsys.readouterr().err
+    assert f"{tmp_path / 'nobody.png'} is unlike the faces of the training" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*swap[:2], str(tmp_path / "nobody.png"), "--photographs"])
     assert "nobody.png: found no face" in capsys.readouterr().err

@@ -138,6 +138,12 @@ def test_every_import_is_declared(path):
         assert canonicalize_name(distribution) in packages, f"{path.name}: {module} is not in pyproject.toml"
 
 
+def test_no_file_outside_the_tests_is_longer_than_400_lines():
+    folders = ("expr_lib", "tools", "benchmarks", "assignments", "notebooks")
+    lengths = {p: len(p.read_text().splitlines()) for folder in folders for p in (ROOT / folder).rglob("*.py")}
+    assert not {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > 400}
+
+
 LAYERS = """
 errors facs files images signals films processes blocks moving model losses schema tensors
 datasets step take_step checkpoint run train swap

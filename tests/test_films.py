@@ -36,7 +36,7 @@ CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "lib
 def film(
     path: Path, shades: list[int], size: tuple[int, int] = (64, 48), times: list[int] | None = None, codec: str = ""
 ) -> Path:
-    """A film of frames of one colour each, so that they can be told apart; ``times`` are in hundredths of a second."""
+    """A film of frames of one colour each, so that they can be told apart; `times` are in hundredths of a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec or CODECS[path.suffix.lower()], rate=25, width=size[0], height=size[1])
@@ -411,7 +411,7 @@ def test_bad_options_are_one_line(tmp_path, still, capsys, monkeypatch):
     assert "--smooth: found -1, expected 0 to 100" in fails(capsys, "animate", str(still), str(source), "--smooth=-1")
     (tmp_path / "empty").mkdir()
     told = fails(capsys, "animate", str(still), str(tmp_path / "empty"), "-o", str(tmp_path / "o.gif"))
-    assert "found no frame, expected one at least" in told
+    assert "found no frame, expected at least one" in told
     monkeypatch.setitem(sys.modules, "av", None)
     told = fails(capsys, "animate", str(still), str(source), "-o", str(tmp_path / "o.gif"))
     assert told == 'reading and writing films needs PyAV: pip install "expr-lib[films]"'

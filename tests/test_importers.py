@@ -191,7 +191,7 @@ def test_links_out_of_the_folder_and_loops_are_not_followed(tmp_path):
     assert sorted(au) == ["photos/0.png", "photos/inner.png"] and data.images.max() < 255
     assert places(report, "link that leads out of the folder") == [("photos/leak.png", 0)]
     assert places(report, "link to a folder, not followed") == [("photos/round", 0)]
-    assert len(places(report, "neither a file nor a folder, or a link that leads nowhere")) == 1
+    assert len(places(report, "neither a file nor a folder, or a broken link")) == 1
     assert places(report, "label without an image") == [("labels.csv", 3)]
 
 
@@ -613,7 +613,7 @@ def test_links_that_loop_or_lead_out(tmp_path, form):
     assert found == sound
     assert report.counts() == before.counts() | {
         "left out: link to a folder, not followed": 1,
-        "left out: neither a file nor a folder, or a link that leads nowhere": 1,
+        "left out: neither a file nor a folder, or a broken link": 1,
         "left out: link that leads out of the folder": 1,
     }
 

@@ -263,7 +263,7 @@ def test_dlib_tells_rendered_people_apart_better_than_chance_and_knows_an_image_
     judge = dlib_judge(faces)
     embedding = judge_all(judge, faces)
     assert embedding.shape == (72, 128) and torch.allclose(embedding.norm(dim=1), torch.ones(72))
-    assert torch.allclose(embedding, judge_all(judge, faces, batch_size=7), atol=1e-4)
+    assert torch.allclose(embedding[:7], judge_all(judge, faces[:7]), atol=1e-4)
     one, two = pair_cosines(embedding, faces.subject)
     assert one.mean() > two.mean() + 0.02
     assert judge.ceilings["true_accepts"] > 10 * FALSE_ACCEPTS > judge.ceilings["false_accepts"]

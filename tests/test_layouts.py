@@ -30,7 +30,7 @@ CODED = (*GRADED[:-1], 28, 45)
 
 
 def points_at(width: float = 100, x: float = 70, y: float = 30) -> np.ndarray:
-    """68 landmarks (68, 2) of a face seen from the front, whose frame is ``width`` pixels wide."""
+    """68 landmarks (68, 2) of a face seen from the front, whose frame is `width` pixels wide."""
     return landmarks_at(CANONICAL * width + (x, y))
 
 
@@ -463,7 +463,7 @@ def test_a_face_that_reaches_a_little_beyond_its_image_is_kept_and_told(tmp_path
     write(tmp_path / "in/a.csv", table(openface_cells("image", points=points_at(110, -30, -20))))
     _, report, au = bring_in("openface", tmp_path / "in", tmp_path / "out")
     assert list(au) == ["imgs/a.jpg"]
-    assert places(report, "face that reaches beyond its image, where the edge goes on") == [("imgs/a.jpg", 0)]
+    assert places(report, "face that reaches beyond its image, with repeated pixels") == [("imgs/a.jpg", 0)]
 
 
 def test_ckplus_landmarks_of_scaled_images_are_told(tmp_path):
@@ -778,7 +778,7 @@ def test_one_of_several_faces_is_chosen_from_left_to_right_or_by_size():
             chosen(found, choice)
     for options, message in [
         ({"face": -1}, "face: found -1, expected 1 to 1000"),
-        ({"largest": True, "face": 1}, "--largest with it, expected one of the two"),
+        ({"largest": True, "face": 1}, "together with --largest, expected one of the two"),
     ]:
         with pytest.raises(InputError, match=message):
             Choice(**options)

@@ -1,7 +1,7 @@
 """The notebooks are clean in git, say what they teach, run from top to bottom, and print the numbers they claim.
 
-The bands that a notebook's ``metrics.json`` must stay within are in ``notebook_bands.json``: a path into it, and the
-lowest and highest value, or ``[">", path, margin]`` for a number that must beat another one by a margin.
+The bands that a notebook's `metrics.json` must stay within are in `notebook_bands.json`: a path into it, and the
+lowest and highest value, or `[">", path, margin]` for a number that must beat another one by a margin.
 """
 
 from __future__ import annotations

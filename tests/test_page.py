@@ -75,7 +75,7 @@ def test_a_network_that_looks_at_128_pixels_is_exported_too(faces):
 
 
 def test_a_drawing_generator_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"swap-64.safetensors: found a generator that draws, expected one that moves"):
+    with pytest.raises(InputError, match=r"swap-64.safetensors: found a drawing generator, expected a moving one"):
         page.page(tmp_path / "page", checkpoint=FIRST)
     assert not list(tmp_path.iterdir())
 

@@ -114,14 +114,3 @@ def test_the_palette_tells_regions_apart_in_gray_scale_or_by_hue():
     seen = np.clip(linear @ deutan.T, 0, 1) ** (1 / 2.2)
     distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[np.triu_indices(len(rgb), 1)]
     assert distance.min() > 0.12
-
-
-def test_a_run_is_drawn_whatever_was_logged(tmp_path):
-    columns = [name for lines in plots.RUN_PANELS.values() for name in lines]
-    rows = [f"{step}," + ",".join("" if step < 3 or name == "D_r" else "0.5" for name in columns) for step in range(9)]
-    (tmp_path / "log.csv").write_text("\n".join(["step," + ",".join(columns), *rows]) + "\n")
-    figure = plots.plot_run(tmp_path)
-    assert [len(axis.lines) for axis in figure.axes] == [4, 4, 6, 8]  # no subject was known: D_r has no line
-    assert list(figure.axes[0].lines[1].get_xdata()) == [3, 4, 5, 6, 7, 8]
-    with pytest.raises(FileNotFoundError, match=r"log\.csv"):
-        plots.plot_run(tmp_path / "nothing")

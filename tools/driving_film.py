@@ -1,9 +1,9 @@
-"""The film behind notebooks/figures/animate.gif: a rendered person who smiles, is surprised, gets angry and rests.
+"""Render the film for notebooks/figures/animate.gif, of a person who smiles, is surprised, gets angry and rests.
 
     python tools/driving_film.py build/film       # driving.mp4, and still.png: another person, at rest
     expr-lib animate build/film/still.png build/film/driving.mp4 --inputs -o notebooks/figures/animate.gif
 
-``make film`` does both. Both people are held out: no training set has them.
+`make film` runs both commands. Both people are held out.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from expr_lib.images import write_png
 SIZE, RATE = 256, 20
 SCENES = ("neutral", "joy", "neutral", "surprise", "anger", "neutral")
 ACTOR, STILL = 68, 2
-"""Two of the held-out people, both seen almost from the front, with nothing before their faces."""
+"""Two of the held-out people, almost frontal and without hair before the face."""
 
 
 def expressions() -> torch.Tensor:
-    """(N, 17) intensities in [0, 5]: each scene comes within 8 frames, smoothly, and stays for 9; with three blinks."""
+    """(N, 17) intensities in [0, 5]: 8 frames to change smoothly to each scene, which lasts 9; with three blinks."""
     table = torch.tensor([[SAMPLE_EXPRESSIONS[scene].get(name, 0.0) for name in AU_NAMES] for scene in SCENES])
     t = torch.linspace(0, 1, 8)[:, None]
     ease = t * t * (3 - 2 * t)

@@ -1,7 +1,7 @@
-"""``expr-lib animate``: the expressions of a film, frame by frame, on a still face.
+"""`expr-lib animate`: give a still face the expressions of a film, frame by frame.
 
-Nothing heavy is imported before the command runs. Annotations are values here, tyro reads them: no
-``from __future__ import annotations``.
+Heavy packages are imported when the command runs. tyro reads the annotations at run time, so this file has no
+`from __future__ import annotations`.
 """
 
 import signal
@@ -22,9 +22,9 @@ from expr_lib.errors import InputError
 from expr_lib.signals import stop_signals
 
 BATCH = 16
-"""Frames that go through the networks together."""
+"""Number of frames that the networks process together."""
 FOLDER_RATE = 25
-"""Frames a second of a folder of images, and of a film that does not say."""
+"""Frames per second of a folder of images, and of a film without a frame rate."""
 
 
 def animate(
@@ -40,18 +40,19 @@ def animate(
 ) -> None:
     """Give a still face the expressions of a film, frame by frame: expr-lib animate FACE FILM -o out.mp4
 
-    The motion is relative: the still keeps its own expression, and what is added is the difference between each frame
-    and the most neutral frame of the film. Of both the largest centred square is used. Ctrl-C ends the film early: what
-    has been made until then is written. Needs the extra `films`, unless FILM is a folder and the output a GIF or WebP.
+    The motion is relative: the still keeps its own expression, and the difference between each frame and the most
+    neutral frame of the film is added to it. The largest centred square of the still and of the film is used. Ctrl-C
+    ends the film early, and the frames made so far are written. The extra `films` is needed unless FILM is a folder
+    and the output is a GIF or WebP file.
 
     Args:
         face: an image file (PNG, JPEG, WebP, TIFF, ...).
         film: a film (.mp4, .avi, .mov, .mkv, .webm), or a folder of images in the order of their names.
-        out: film to write: .mp4, .gif or .webp; of these two 25 frames a second at most.
-        absolute: give the still the expressions of the frames as they are.
+        out: film to write, .mp4, .gif or .webp; GIF and WebP files get at most 25 frames per second.
+        absolute: give the still the expressions of the frames without change.
         smooth: standard deviation, in frames, of the Gaussian over time that smooths the expressions; 0 for none.
         inputs: show the film on the left.
-        size: pixels a side of the result; by default those of the still, 1024 at most.
+        size: side of the result in pixels; by default that of the still, at most 1024.
         photographs: find the face in the still, and in the first frame of the film (extra photographs).
         checkpoint: weights of the swapper (.safetensors).
     """
@@ -67,7 +68,7 @@ def animate(
         raise InputError(f"--smooth: found {smooth:g}, expected 0 to 100 frames")
     count("--size", 64 if size is None else size, 16, 1024)
     if out.suffix.lower() == ".mp4":
-        films.pyav()  # now, not after the film was read
+        films.pyav()  # fails now rather than after the film has been read
     with input_errors():
         still = read_image(face)
         rate = films.rate_of(film) or Fraction(FOLDER_RATE)
@@ -84,7 +85,7 @@ def animate(
     size -= size % 2  # films have even sides
     with input_errors(f"{face}: " * photographs):
         still = align(still, size).face if photographs else square(still, size)  # (S, S, 3)
-    place: list[np.ndarray] = []  # of the face in the first frame: the head may move in it, as the film has it
+    place: list[np.ndarray] = []  # matrix of the face in the first frame, used for all frames so that the head moves
 
     def cut(frame: np.ndarray, side: int) -> np.ndarray:
         if not photographs:
@@ -95,12 +96,12 @@ def animate(
         return crop(frame, place[0], side)
 
     def cut_short(error: Exception) -> None:
-        print(f"expr-lib: {error}; taken as the end of the film", file=sys.stderr)
+        print(f"expr-lib: {error}; the film ends here", file=sys.stderr)
 
     read, seen = list[torch.Tensor](), list[np.ndarray]()
     with input_errors(), stop_signals(signal.SIGINT) as stop:
         frames = films.frames(film, cut_short)
-        begin = next(frames)  # before there is a progress bar: what is no film is told in one line
+        begin = next(frames)  # before the progress bar, so that the error for an invalid film is one line
         first = cut(begin, size)
         for frame in tqdm(chain([begin], frames), "reading", unit="frame"):
             seen.append(cut(frame, swapper.config.size))
@@ -108,7 +109,7 @@ def animate(
                 read.append(read_f_r(swapper, np.stack(seen)))  # (B, n, d)
                 seen.clear()
             if stop:
-                print("\nexpr-lib: reading stopped; what was read is animated", file=sys.stderr)
+                print("\nexpr-lib: reading stopped; the frames read so far are animated", file=sys.stderr)
                 break
     read += [read_f_r(swapper, np.stack(seen))] if seen else []
     own = read_f_r(swapper, square(still, swapper.config.size))
@@ -120,12 +121,12 @@ def animate(
             yield image if again is None else np.concatenate([cut(next(again), size), image], 1)
 
     sample: list[np.ndarray] = []
-    if out.suffix.lower() == ".gif":  # which has 255 colours for all frames
+    if out.suffix.lower() == ".gif":  # a GIF has 255 colours for all frames
         some = f_r[torch.linspace(0, len(f_r) - 1, 8).long()]
         sample = [*animated(swapper, still, some), *[first] * (8 * inputs)]
     with input_errors():
         n = films.write_film(out, shown(), rate, sample)
-    print(f"{out}: {face.name} with the expressions of {film.name}, {n} frames, {float(rate):g} a second")
+    print(f"{out}: {face.name} with the expressions of {film.name}, {n} frames, {float(rate):g} per second")
     say_if_unfamiliar(swapper.metadata, (face, film), np.stack([still, first]))
     if stop or n < len(f_r):
         raise KeyboardInterrupt

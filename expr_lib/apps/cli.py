@@ -1,7 +1,8 @@
-"""The command line, ``expr-lib``: each command is one function, its arguments are the function's.
+"""The command line, `expr-lib`. Each command is one function, whose arguments are those of the command.
 
-Nothing heavy is imported before a command is chosen, so that ``expr-lib --help`` answers at once. What a user can set
-right (a missing file, a wrong number) ends in one line and exit code 2; anything else is a bug and keeps its traceback.
+Heavy packages are imported after a command has been chosen, so that `expr-lib --help` answers at once. An error that
+the user can correct, such as a missing file, ends with one line and exit code 2; any other error is a bug and keeps its
+traceback.
 """
 
 import os
@@ -22,21 +23,21 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "read": (reading.read, "read the action units of faces into a table"),
     "course": (course.course, "copy the course into a folder: notebooks, data and assignments"),
     "app": (course.app, "mix expressions with sliders, in the browser"),
-    "page": (page.page, "write a web page that mixes faces in the browser, without a server that computes"),
+    "page": (page.page, "write a web page that mixes faces in the browser; the server only serves files"),
     "faces": (research.faces_command, "render a data set of faces with known action units"),
     "import": (
         research.import_command,
-        "bring in real data with AU labels, such as DISFA, BP4D, CK+, or OpenFace tables",
+        "import real data with AU labels, such as DISFA, BP4D, CK+, or OpenFace tables",
     ),
-    "align": (research.align, "cut faces out of photographs as the rendered faces are"),
+    "align": (research.align, "crop faces from photographs in the frame of the rendered faces"),
     "train": (research.train_command, "train a swapper on a data set"),
-    "ship": (research.ship, "keep of a training checkpoint what a swap needs"),
+    "ship": (research.ship, "reduce a training checkpoint to the weights that a swap needs"),
     "judges": (research.judges_command, "train the judges that measure a swap"),
     "card": (research.card, "write the head and the tables of a model card from a result file"),
     "evaluate": (research.evaluate, "measure a swapper on held-out people"),
 }
 NEED_AN_IMPORT = (research.faces_command, research.import_command, research.train_command, research.judges_command)
-"""Functions that import the config of a command and return the command."""
+"""Functions that import the config class of a command and return the command."""
 
 HELP = """usage: expr-lib COMMAND ...
 
@@ -49,7 +50,7 @@ Start with:  expr-lib demo"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; exit code 0, or 2 after one line on stderr for what the user can set right."""
+    """Run one command; exit code 0, or 2 after one line on stderr for an error that the user can correct."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:10}{line}" for name, (_, line) in COMMANDS.items())))

@@ -1,6 +1,6 @@
-"""The course and the app for those who installed the package: ``expr-lib course FOLDER`` and ``expr-lib app``.
+"""The course and the app in an installed package: `expr-lib course FOLDER` and `expr-lib app`.
 
-Annotations are values here, tyro reads them: no ``from __future__ import annotations``.
+tyro reads the annotations at run time, so this file has no `from __future__ import annotations`.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from expr_lib.files import open_regular, replace_file
 
 PACKAGE = WEIGHTS.parent
 PARTS = ("notebooks", "data", "assignments", "benchmarks")
-"""What the course consists of, with all that its notebooks link to."""
+"""Folders of the course, with everything that its notebooks link to."""
 
 
 def source() -> Path:
-    """The folder that holds `PARTS`: a part of the wheel or, if the package is used where it is developed, its root."""
+    """The folder with `PARTS`: `course` in an installed package, or the root of the repository."""
     place = PACKAGE / "course" if (PACKAGE / "course").is_dir() else PACKAGE.parent
     if not (place / "notebooks" / "00_start_here.ipynb").is_file():
         raise InputError(f"{place}: found no notebooks, expected the course; install the package again")
@@ -28,7 +28,7 @@ def source() -> Path:
 
 
 def course_files() -> Iterator[tuple[Path, Path]]:
-    """Each file of the course, and its path in a folder that is laid out as the repository."""
+    """Each file of the course, and its path in a folder with the layout of the repository."""
     root = source()
     for part in PARTS:
         for path in sorted((root / part).rglob("*")):
@@ -42,10 +42,10 @@ def course_files() -> Iterator[tuple[Path, Path]]:
 def course(folder: Annotated[Positional[Path], arg(metavar="FOLDER")] = Path("expr-course")) -> None:
     """Copy the course into a folder: notebooks, figures, data and assignments.
 
-    A file that is there already is never written over, so the command may be run again after an update.
+    Existing files are never overwritten, so the command can be run again after an update.
 
     Args:
-        folder: where to put the course; made if it is missing.
+        folder: folder for the course, created if it is missing.
     """
     may_write("FOLDER", folder, folder=True)
     written = 0
@@ -58,17 +58,17 @@ def course(folder: Annotated[Positional[Path], arg(metavar="FOLDER")] = Path("ex
             continue
         with open_regular(target) as there:
             if there.read() != content:
-                print(f"{target}: differs from the course, left as it is; remove it to get the course's")
-    print(f"{folder}: {written} files written. Begin with")
+                print(f"{target}: differs from that of the course and was kept; remove it to get the course's file")
+    print(f"{folder}: {written} files written. Start with")
     print(f"jupyter lab --notebook-dir={folder} {folder / 'notebooks' / '00_start_here.ipynb'}")
 
 
 def app(port: int = 8866, browser: bool = True) -> None:
-    """Mix expressions with sliders, in the browser; Ctrl-C ends it. Needs the extra `course`.
+    """Mix expressions with sliders in the browser; Ctrl-C ends the app. Needs the extra `course`.
 
     Args:
-        port: of the address http://127.0.0.1:PORT.
-        browser: open the page.
+        port: port of the address http://127.0.0.1:PORT.
+        browser: open the page in the browser.
     """
     from voila.app import main
 

@@ -1,4 +1,4 @@
-"""``expr-lib demo``: swaps of faces that training never saw, beside the true answer, with their numbers."""
+"""`expr-lib demo`: swap faces that training never saw, and compare the swaps with the true answers."""
 
 import time
 from pathlib import Path
@@ -8,15 +8,15 @@ from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, measured_size,
 from expr_lib.apps.options import Checkpoint, Output, count, may_write
 
 SHOWN_SIZE = 256
-"""Pixels a side at which the moving generator is shown."""
+"""Side in pixels of the images of a moving generator in the figure."""
 
 
 def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoint = SHIPPED) -> None:
-    """Swap the expressions of faces that training never saw, and measure it against the true answer.
+    """Swap the expressions of faces that training never saw, and compare the swaps with the true answers.
 
     Args:
         out: folder for swap.png and metrics.json.
-        pairs: how many pairs to measure; the first eight are in the picture.
+        pairs: number of pairs to measure; the first eight are in the picture.
         checkpoint: weights of the swapper (.safetensors).
     """
     began, pairs = time.perf_counter(), count("--pairs", pairs, 8, 100_000)
@@ -60,5 +60,5 @@ def demo(out: Output = Path("build/demo"), pairs: int = 48, checkpoint: Checkpoi
         ours, copy, true = (results["rows"][row][measure] for row in shown_rows)
         value = f"{ours['value']:.2f} ({ours['low']:.2f} to {ours['high']:.2f})"
         print(f"{measure:16}{value:>22}{copy['value']:>14.2f}{true['value']:>14.2f}")
-    print(f"\n{2 * pairs} swaps of people never met in training. copy-input does nothing, true render is perfect.")
+    print(f"\n{2 * pairs} swaps of held-out people. copy-input: the unchanged input; true render: the true answer.")
     print(f"picture   {picture}\nnumbers   {out / 'metrics.json'}\n{time.perf_counter() - began:.0f} s")

@@ -1,4 +1,4 @@
-"""The people that everything is measured and shown on, and the judges that have not met them either."""
+"""The held-out people of demo, evaluation and figures, and judges that were not trained on them."""
 
 import sys
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from expr_lib.measure.judges import Judges
 
 HELD_OUT_SEED = 4610
-"""Of the faces that everything is measured and shown on; no training set, of swapper or judges, may have it."""
+"""Seed of the held-out faces; no training set of a swapper or of judges may have it."""
 
 
 def measured_size(config: "ModelConfig") -> int:
-    """Pixels a side at which a swapper is measured by default: 64, as the judges look, if it takes any size."""
+    """Side in pixels at which a swapper is measured by default: 64, the size of the judges, if it takes any size."""
     return 64 if config.generator == "moved" else config.size
 
 
 def held_out_faces(size: int, seed: int = HELD_OUT_SEED) -> "FacePlan":
-    """A hundred people, ten expressions each, all of them held out."""
+    """100 held-out people with ten expressions each, in images of `size` pixels a side."""
     from expr_lib.faces.plan import FacesConfig, plan_faces
 
     return plan_faces(FacesConfig(n_subjects=100, images_per_subject=10, size=size, seed=seed, val=0.0, test=1.0))
 
 
 def second_judge(size: int, renderer: "Renderer") -> "DlibJudge":
-    """dlib's recognizer with the threshold for rendered faces of this size, from people whom nobody else meets."""
+    """dlib's recognizer, with a threshold for rendered faces of `size` pixels, set on people used nowhere else."""
     import numpy as np
 
     from expr_lib.datasets import FaceData
@@ -49,9 +49,9 @@ def second_judge(size: int, renderer: "Renderer") -> "DlibJudge":
 
 
 def say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) -> None:
-    """One line on stderr for each image (S, S, 3) that is far from the rendered faces a checkpoint was trained on.
+    """Print a line on stderr for each image (S, S, 3) that is far from the rendered faces of the training.
 
-    ``about`` is the checkpoint's metadata.
+    `about` is the metadata of the checkpoint. Checkpoints that were trained on imported faces give no line.
     """
     import torch
 
@@ -60,18 +60,21 @@ def say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) 
     from expr_lib.measure.judges import load_judges
 
     if str(about.get("data", {}).get("generator", "")).startswith("import"):
-        return  # trained on other faces than those that the scale was made with
+        return  # the scale holds for rendered faces only
     images = to_float(torch.from_numpy(faces)).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
     for name, distance in zip(names, load_familiar(load_judges().identity).distance(images).tolist(), strict=True):
         if distance > 1:
             known = "99 of 100 rendered faces are below 1.00"
-            print(f"expr-lib: {name} is unlike the faces these weights know: {distance:.2f}, {known}", file=sys.stderr)
+            print(
+                f"expr-lib: {name} is unlike the faces of the training: {distance:.2f}, {known}",
+                file=sys.stderr,
+            )
 
 
 def unmet_judges(name: str, about: dict[str, Any], seed: int = HELD_OUT_SEED, device: str = "cpu") -> "Judges":
-    """The shipped judges; ``InputError`` where the seed is one that they, or a checkpoint, were trained on.
+    """The shipped judges; `InputError` if they or the checkpoint were trained on faces with this seed.
 
-    ``name`` and metadata ``about`` are the checkpoint's.
+    `name` and `about` are the name and the metadata of the checkpoint.
     """
     from expr_lib.measure.judges import load_judges
     from expr_lib.measure.probes import PROBE_SEED

@@ -1,4 +1,4 @@
-"""What the user said, checked before anything is done: arguments, where output may go, and errors in one line."""
+"""Options of the command line: shared types, checks that come before any work, and errors in one line."""
 
 import errno
 import io
@@ -20,7 +20,7 @@ from expr_lib.errors import InputError
 from expr_lib.importers.choose import Choice
 
 Output = Annotated[Path, arg(aliases=["-o"])]
-Which = Annotated[Choice, arg(name="")]  # --largest and --face, of every command that finds faces
+Which = Annotated[Choice, arg(name="")]  # --largest and --face of every command that finds faces
 Checkpoint = Annotated[Path, arg(help_behavior_hint="(default: the shipped ones)")]
 NoFile = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]  # an option that is off by default
 NoNumber = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
@@ -30,26 +30,26 @@ NoText = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 ADVICE = {
     errno.ENOSPC: "make room and run the same command again",
     errno.EDQUOT: "make room and run the same command again",
-    errno.EACCES: "choose a place that you may use",
-    errno.EPERM: "choose a place that you may use",
-    errno.EROFS: "choose a place that may be written",
-    errno.ENOENT: "expected something that exists",
-    errno.ENOTDIR: "a file stands where a folder is expected",
-    errno.EEXIST: "a file stands where a folder is expected",
+    errno.EACCES: "choose a place that you have access to",
+    errno.EPERM: "choose a place that you have access to",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOENT: "expected an existing file or folder",
+    errno.ENOTDIR: "found a file, expected a folder",
+    errno.EEXIST: "found a file, expected a folder",
     errno.EISDIR: "expected the name of a file",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
 def several(name: str) -> Any:
-    """How a positional argument that stands for one or more values appears in the help."""
+    """A positional argument of one or more values, as it appears in the help."""
     return arg(metavar=f"{name} ...", help_behavior_hint="(required)")
 
 
 def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Callable[[], Any]:
-    """The command with its arguments, not yet run; what the parser cannot read it explains itself, with exit code 2.
+    """The command with its arguments, ready to be called; for unknown arguments tyro prints an error and exits with 2.
 
-    InputError if a config refuses a number; it names the option as it was typed.
+    Raises InputError, which names the option as it was typed, if a config refuses a value.
     """
 
     @wraps(command)
@@ -82,7 +82,7 @@ def _as_typed(message: str, arguments: Sequence[str]) -> str:
 
 
 def needed(module: str) -> str:
-    """What to install for a module that is missing: the smallest extra that brings it, as a user types it."""
+    """The command that installs a missing module, with the smallest extra that contains it."""
     with suppress(PackageNotFoundError):
         declared = [re.fullmatch(r"([\w-]+).*; extra == ['\"](\w+)['\"]", text) for text in requires("expr-lib") or []]
         size = Counter(found[2] for found in declared if found)
@@ -93,20 +93,20 @@ def needed(module: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line; of the system's own: which file, what happened, what to do."""
+    """An error in one line; an error of the operating system gets the file and advice."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return needed(error.name.partition(".")[0])
     text = " ".join(str(error).split())
     if not (isinstance(error, OSError) and text.startswith("[Errno")):
         return text
     what = f"{os.fsdecode(error.filename)}: cannot be read or written" if error.filename else "cannot read or write"
-    advice = ADVICE.get(error.errno or 0, "set it right and run the same command again")
+    advice = ADVICE.get(error.errno or 0, "correct it and run the same command again")
     return f"{what}: {(error.strerror or 'error').lower()}; {advice}"
 
 
 @contextmanager
 def input_errors(where: str = "") -> Iterator[None]:
-    """Inside, a ValueError is the input's fault: importers and readers of images say so with it; `where` begins it."""
+    """Turn a ValueError of an importer or image reader into an InputError whose message starts with `where`."""
     try:
         yield
     except ValueError as error:
@@ -114,20 +114,20 @@ def input_errors(where: str = "") -> Iterator[None]:
 
 
 def count(option: str, value: int, least: int, most: int) -> int:
-    """A whole number in its range; InputError names the option."""
+    """The value if it is in the range [least, most], else an InputError that names the option."""
     if not least <= value <= most:
         raise InputError(f"{option}: found {value}, expected {least:,} to {most:,}")
     return value
 
 
 def expect_photographs(which: Choice, photographs: bool) -> None:
-    """InputError if one of several faces is chosen in images whose faces are not looked for."""
+    """InputError if a face is chosen without --photographs, which finds the faces."""
     if which != Choice() and not photographs:
-        raise InputError("--largest and --face choose among the faces of photographs; expected --photographs with them")
+        raise InputError("--largest, --face: expected together with --photographs, which finds the faces")
 
 
 def may_write(option: str, path: Path, *, folder: bool = False, ending: str = "") -> None:
-    """InputError if no folder, or no file of this ending, can be made there; nothing is made."""
+    """InputError if a folder, or a file with this ending, cannot be created at `path`; nothing is created."""
     if path.exists() and path.is_dir() != folder:
         kind = "file" if path.is_dir() != folder and folder else "folder"
         raise InputError(f"{option} {path}: is a {kind}, expected the name of a {'folder' if folder else 'file'}")
@@ -137,11 +137,11 @@ def may_write(option: str, path: Path, *, folder: bool = False, ending: str = ""
     if there != path and not there.is_dir():
         raise InputError(f"{option} {path}: {there} is a file, expected a folder")
     if not os.access(there, os.W_OK):
-        raise InputError(f"{option} {path}: {there} may not be written; choose another place")
+        raise InputError(f"{option} {path}: {there} cannot be written to; choose another place")
 
 
 def device_of(name: str) -> str:
-    """``auto`` -> the fastest device there is; InputError for one that is not there."""
+    """The device of an option, with `auto` for the fastest one; InputError for an unknown or missing device."""
     import torch
 
     if name == "auto":

@@ -1,10 +1,10 @@
-"""The mixer as static web pages: ``expr-lib page`` exports the networks to ONNX, and the browser runs them.
+"""The mixer as static web pages: `expr-lib page` exports the networks to ONNX, and the browser runs them.
 
-Nothing is computed on a server, and no picture leaves the visitor's machine. Two graphs are written: `encode` (from a
-face to f_f, f_r and its AUs) and `generate` (from f_f of one face, and f_r between those of two, to a picture). Both
-take and give pixels as a canvas has them, RGBA; `static/app.js` calls them through onnxruntime-web, which npm brings.
+The server only serves files, and no picture leaves the visitor's machine. Two graphs are written: `encode` (a face ->
+f_f, f_r and its AUs) and `generate` (f_f of one face, and f_r between those of two faces -> a picture). Their pixels
+are RGBA, as in a canvas. `static/app.js` calls them through onnxruntime-web, which comes from npm.
 
-Annotations are values here, tyro reads them: no ``from __future__ import annotations``.
+tyro reads the annotations at run time, so this file has no `from __future__ import annotations`.
 """
 
 import base64
@@ -37,24 +37,24 @@ STATIC = Path(__file__).parent / "static"
 RUNTIME = "onnxruntime-web@1.30.0"
 RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""The package on npm, the hash of its archive, and what of it the page needs: WebAssembly on the processor."""
+"""The npm package, the hash of its archive, and the files that the page needs (WebAssembly on the CPU)."""
 OPSET = 20
-"""The first with cubic GridSample, which `moving.warp` becomes."""
+"""The first ONNX operator set with cubic GridSample, which `moving.warp` needs."""
 NEEDS_WEB = 'the page needs onnx, onnxscript and onnxruntime: pip install "expr-lib[web]"'
 N_FACES = 12
 FRONTAL = 15.0
-"""Degrees; faces that are turned further to a side are not shown."""
+"""Largest yaw, in degrees, of the faces that are shown."""
 
 
 def page(out: Output = Path("build/page"), size: int = 256, checkpoint: Checkpoint = SHIPPED) -> None:
     """Write a web page that mixes faces in the browser, for any static file server.
 
-    Needs the extra `web`, and npm, which brings onnxruntime-web. Browsers do not load WebAssembly from file://
-    addresses, so serve the folder: python -m http.server -d build/page
+    Needs the extra `web`, and npm to fetch onnxruntime-web. Browsers do not load WebAssembly from file:// addresses, so
+    serve the folder: python -m http.server -d build/page
 
     Args:
         out: folder to write.
-        size: pixels a side of the faces.
+        size: side of the faces in pixels.
         checkpoint: weights of a moving swapper (.safetensors).
     """
     count("--size", size, 64, 1024)
@@ -63,8 +63,8 @@ def page(out: Output = Path("build/page"), size: int = 256, checkpoint: Checkpoi
 
     swapper = load(checkpoint)
     if swapper.config.generator != "moved":
-        raise InputError(f"{checkpoint}: found a generator that draws, expected one that moves")
-    runtime = runtime_files()  # before the work: it needs the network
+        raise InputError(f"{checkpoint}: found a drawing generator, expected a moving one")
+    runtime = runtime_files()  # first, because it needs the network
 
     from expr_lib.faces.render import load_renderer
     from expr_lib.images import write_png
@@ -92,24 +92,24 @@ def page(out: Output = Path("build/page"), size: int = 256, checkpoint: Checkpoi
     for source in sorted(STATIC.iterdir()):
         replace_file(out / source.name, source.read_bytes())
     total = sum(path.stat().st_size for path in out.iterdir())
-    print(f"networks  {(len(encode) + len(generate)) / 1e6:.1f} MB, at most {off} of 255 from torch's pictures")
+    print(f"networks  {(len(encode) + len(generate)) / 1e6:.1f} MB, at most {off} of 255 different from torch")
     print(f"page      {out / 'index.html'}, {total / 1e6:.1f} MB in all")
-    print(f"to see it python -m http.server -d {out}, then http://localhost:8000 (a file:// address cannot run it)")
+    print(f"open it   python -m http.server -d {out}, then http://localhost:8000 (not as a file:// address)")
 
 
 def shown_rows(plan: "FacePlan") -> list[int]:
-    """For each of the first people who have a frontal picture, their strongest expression in one."""
+    """The frontal row with the strongest expression of each person, for the first `N_FACES` people who have one."""
     strength = plan.au.sum(1).masked_fill(plan.views.yaw.abs() > FRONTAL, -1)  # (N,)
     best = [int(max((plan.subject == who).nonzero()[:, 0], key=lambda k: strength[k])) for who in plan.subject.unique()]
     return [row for row in best if strength[row] >= 0][:N_FACES]
 
 
 def export(swapper: "Swapper", size: int) -> tuple[bytes, bytes]:
-    """The networks as two ONNX graphs for one picture of ``size`` pixels a side.
+    """Export the networks as two ONNX graphs for a picture of `size` pixels a side.
 
     encode: pixels (1, S, S, 4) uint8 -> face (1, 3, S, S), map (1, C, 16, 16), f_r (1, n, d), au (1, n) in [0, 5], and
     rest (1, S, S, 4) uint8, the face at rest as pixels. generate: face, map, a (1, n, d) and b (1, n, d), weights (n,)
-    -> pixels (1, S, S, 4) uint8. ``ImportError`` without the extra ``web``.
+    -> pixels (1, S, S, 4) uint8. `ImportError` without the extra `web`.
     """
     import torch
     from torch import Tensor, nn
@@ -140,7 +140,7 @@ def export(swapper: "Swapper", size: int) -> tuple[bytes, bytes]:
             return rgba(self.swapper.generate(AtRest(face, map), mix(a, b, weights)))
 
     c, pixels = swapper.config, torch.zeros(1, size, size, 4, dtype=torch.uint8)
-    a, b = torch.zeros(2, 1, c.n_aus, c.d)  # two tensors: the exporter takes the same one for one and the same input
+    a, b = torch.zeros(2, 1, c.n_aus, c.d)  # two tensors, since the exporter would treat one as a single input
     f_f = torch.zeros(1, 3, size, size), torch.zeros(1, c.c_f, c.grid, c.grid)
     return (
         _onnx(Encode().eval(), (pixels,), ["pixels"], ["face", "map", "f_r", "au", "rest"]),
@@ -153,7 +153,7 @@ def _onnx(network: Any, inputs: tuple[Any, ...], names: list[str], outputs: list
 
     log = logging.getLogger("torch.onnx")
     level = log.level
-    log.setLevel(logging.ERROR)  # it remarks on torchvision, which is not needed
+    log.setLevel(logging.ERROR)  # hides a warning about torchvision, which is not needed
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -177,7 +177,7 @@ def _onnx(network: Any, inputs: tuple[Any, ...], names: list[str], outputs: list
 def difference(swapper: "Swapper", encode: bytes, generate: bytes, a: "np.ndarray", b: "np.ndarray") -> int:
     """Largest difference of a pixel (0 to 255) between onnxruntime and torch when faces a and b (S, S, 3) are mixed.
 
-    The action units go unequally far, from 0 to 1.5 times the way to b. ``ImportError`` without the extra ``web``.
+    The weights of the AUs differ, from 0 to 1.5 (1 is b). `ImportError` without the extra `web`.
     """
     import numpy as np
     import torch
@@ -194,7 +194,7 @@ def difference(swapper: "Swapper", encode: bytes, generate: bytes, a: "np.ndarra
 def onnx_mix(
     encode: bytes, generate: bytes, a: "np.ndarray", b: "np.ndarray", weights: "np.ndarray"
 ) -> tuple["np.ndarray", "np.ndarray"]:
-    """What the page does, with onnxruntime: faces (S, S, 3) uint8 -> a at rest, and a mixed with b, each (S, S, 3)."""
+    """The page's computation in onnxruntime: faces (S, S, 3) uint8 -> a at rest, and a mixed with b, (S, S, 3)."""
     import numpy as np
     import onnxruntime
 
@@ -208,21 +208,21 @@ def onnx_mix(
 
 
 def runtime_files() -> dict[str, bytes]:
-    """The files of onnxruntime-web, from npm; ``InputError`` without npm, without a network, or for another archive."""
+    """The files of onnxruntime-web from npm; `InputError` without npm or a network, or if the hash differs."""
     try:
-        import onnxruntime  # the same project: its package for Python brings the licences, that for the web does not
+        import onnxruntime  # its Python package contains the licences, the one for the web does not
     except ImportError:
         raise ImportError(NEEDS_WEB) from None
     npm = shutil.which("npm")
     if npm is None:
-        raise InputError("npm: not found; expected Node.js with npm, which brings onnxruntime-web")
+        raise InputError("npm: not found; expected Node.js with npm, to fetch onnxruntime-web")
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", "--silent", "--prefer-offline", "--fetch-retries=1"]
         command += [f"--pack-destination={folder}", RUNTIME]
         done = subprocess.run(command, capture_output=True, text=True)
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
-            reason = " ".join(done.stderr.split())[:200] or "no archive came"
+            reason = " ".join(done.stderr.split())[:200] or "no archive was downloaded"
             raise InputError(f"npm cannot fetch {RUNTIME}: {reason}")
         archive = archives[0].read_bytes()
     if (found := base64.b64encode(hashlib.sha512(archive).digest()).decode()) != RUNTIME_SHA512:

@@ -1,7 +1,7 @@
-"""The commands that change pictures: ``expr-lib swap`` and ``express``.
+"""The commands that change images: `expr-lib swap` and `express`.
 
-Nothing heavy is imported before a command runs. Annotations are values here, tyro reads them: no
-``from __future__ import annotations``.
+Heavy packages are imported when a command runs. tyro reads the annotations at run time, so this file has no
+`from __future__ import annotations`.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,21 @@ def swap(
 ) -> None:
     """Swap the expressions of the faces in two image files.
 
-    Without --photographs the largest centred square of each image is used, and one picture is written: left, A with the
-    expression of B; right, B with the expression of A. With --photographs the face of each photograph is found and
-    changed where it is, and two pictures of the photographs' own sizes are written: A with the expression of B as
-    NAME.png, and B with the expression of A as NAME-b.png. A line on stderr says if a face is far from those that the
-    weights know.
+    Without --photographs the largest centred square of each image is used, and one image is written, with A with the
+    expression of B on the left and B with the expression of A on the right. With --photographs the face in each
+    photograph is found and changed in place, and two images of the size of the photographs are written: A with the
+    expression of B as NAME.png, and B with the expression of A as NAME-b.png. If a face is far from those of the
+    training, a line on stderr says so.
 
     Args:
         a: an image file (PNG, JPEG, WebP, TIFF, ...).
-        b: another one.
+        b: another image file.
         out: PNG file to write.
-        inputs: put the two inputs above the two results, in one picture; with --photographs in NAME-overview.png.
-        only: action units to swap, such as AU12 AU25; all if none is named.
-        amount: how far to go, from 0 (own expression) to 1 (the other's).
+        inputs: also show the two inputs, above the two results; with --photographs in NAME-overview.png.
+        only: action units to swap, such as AU12 AU25; by default all.
+        amount: share of the other expression, from 0 (own expression) to 1 (other expression).
         photographs: change the face in each photograph, at full size (extra photographs).
-        which: one of several faces.
+        which: choice among several faces.
         checkpoint: weights of the swapper (.safetensors).
     """
     import numpy as np
@@ -92,7 +92,7 @@ def express(
     """Give a face an expression by numbers: expr-lib express FACE AU12=4 AU6=3 -o smile.png
 
     The largest centred square of the image is used, at its own resolution; with --photographs the face is found and
-    changed where it is. Action units that are not named stay as they are read from the face.
+    changed in place. Action units that are not named keep their intensities.
 
     Args:
         image: an image file (PNG, JPEG, WebP, TIFF, ...).
@@ -100,7 +100,7 @@ def express(
         out: PNG file to write.
         from_rest: set all action units that are not named to 0.
         photographs: change the face in the photograph, at full size (extra photographs).
-        which: one of several faces.
+        which: choice among several faces.
         checkpoint: weights of the swapper (.safetensors).
     """
     from expr_lib.images import square, write_png
@@ -126,7 +126,7 @@ def express(
 
 
 def read(paths: Sequence[Path], out: Path, photographs: bool, which: Choice) -> list[Any]:
-    """The image files, (H, W, 3) uint8 each; all that can be wrong with the arguments is told before networks load."""
+    """Read image files, (H, W, 3) uint8 each; the arguments are checked here, before the networks are loaded."""
     from expr_lib.images import read_image
 
     may_write("--out", out, ending=".png")
@@ -136,7 +136,7 @@ def read(paths: Sequence[Path], out: Path, photographs: bool, which: Choice) -> 
 
 
 def shown_size(swapper: Any, *images: Any) -> int:
-    """Pixels a side of the result: those of the smallest image, 1024 at most, or what a drawing generator draws."""
+    """Side of the result in pixels: that of the smallest image, at most 1024, or the size of a drawing generator."""
     if swapper.config.generator == "drawn":
         return int(swapper.config.size)
     return min(1024, *(side for image in images for side in image.shape[:2]))

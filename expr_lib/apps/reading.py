@@ -1,6 +1,6 @@
-"""``expr-lib read``: what the AU branch of a swapper reads from faces, as a table.
+"""`expr-lib read`: write the AU intensities that the AU branch of a swapper reads from faces to a table.
 
-Annotations are values here, tyro reads them: no ``from __future__ import annotations``.
+tyro reads the annotations at run time, so this file has no `from __future__ import annotations`.
 """
 
 import csv
@@ -26,14 +26,14 @@ def read(
 ) -> None:
     """Read the intensity of each action unit, from 0 to 5, from each face into a table, one row for each image.
 
-    The largest centred square of an image is read; with --photographs the face is found first. The shipped weights have
-    seen rendered faces only: above 1, `unfamiliarity` says that a face is further from them than 99 of 100 renders.
+    The largest centred square of an image is read; with --photographs the face is found first. The shipped weights were
+    trained on rendered faces only. If `unfamiliarity` is above 1, a face is further from these than 99 of 100 renders.
 
     Args:
-        faces: image files, or folders of them with all folders in these.
-        out: CSV file to write: file, unfamiliarity, and one column for each action unit.
+        faces: image files, or folders of image files, with all their subfolders.
+        out: CSV file to write, with the columns file and unfamiliarity and one for each action unit.
         photographs: find the face in each photograph (extra photographs).
-        which: one of several faces.
+        which: choice among several faces.
         checkpoint: weights of the swapper (.safetensors).
     """
     may_write("--out", out, ending=".csv")

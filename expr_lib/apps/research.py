@@ -1,7 +1,7 @@
-"""The commands that make data and weights and measure them: ``expr-lib faces``, ``import``, ``align``, ``train``, ...
+"""The commands for data, training and evaluation: `expr-lib faces`, `import`, `align`, `train`, ...
 
-Nothing heavy is imported before a command runs. Annotations are values here, tyro reads them: no
-``from __future__ import annotations``.
+Heavy packages are imported when a command runs. tyro reads the annotations at run time, so this file has no
+`from __future__ import annotations`.
 """
 
 import json
@@ -40,11 +40,11 @@ def faces_command() -> Callable[..., None]:
         config: Annotated[FacesConfig, arg(name="")] = FacesConfig(),  # noqa: B008 (frozen)
         device: str = "auto",
     ) -> None:
-        """Render a data set of faces with known action units, or finish one that was interrupted.
+        """Render a data set of faces with known action units, or continue an interrupted one.
 
         Args:
             out: folder of the data set.
-            device: cpu, cuda, mps; auto takes the fastest there is.
+            device: cpu, cuda or mps; auto is the fastest that is available.
         """
         may_write("FOLDER", out, folder=True)
         build(out, config, device=device_of(device))
@@ -62,11 +62,11 @@ def import_command() -> Callable[..., None]:
         out: Annotated[Positional[Path], arg(metavar="FOLDER")],
         config: Annotated[ImportConfig, arg(name="")] = ImportConfig(),  # noqa: B008 (frozen)
     ) -> None:
-        """Bring in real data with AU labels, or finish an import that was interrupted; layouts: data/real_data.md.
+        """Import real data with AU labels, or continue an interrupted import; for the forms see data/real_data.md.
 
         Args:
             kind: table, openface, pyfeat, blendshapes, disfa, bp4d (and BP4D+), ckplus, rafd or ganimation.
-            source: folder with the images and labels; nothing outside it is read.
+            source: folder with the images and labels; no file outside it is read.
             out: data set folder to write.
         """
         may_write("FOLDER", out, folder=True)
@@ -75,7 +75,7 @@ def import_command() -> Callable[..., None]:
         meta = json.loads((out / "meta.json").read_bytes())
         print(f"{out}: {meta['rows']:,} images, {', '.join(meta['au_names'])}")
         print("\n".join([f"{n:8,}  cut: {how}" for how, n in meta["config"]["cut"].items() if n] + report.lines()))
-        print(f"every case with its place: {out / 'report.csv'}")
+        print(f"list of all cases: {out / 'report.csv'}")
 
     return import_
 
@@ -86,15 +86,15 @@ def align(
     size: int = 256,
     which: Which = Choice(),  # noqa: B008 (frozen)
 ) -> None:
-    """Find the face in each photograph and cut it out as the rendered faces are; a contact sheet shows what was done.
+    """Find the face in each photograph and crop it in the frame of the rendered faces; contact sheets show the results.
 
-    Needs the extra `photographs`. No photograph leaves this machine, and none is changed.
+    Needs the extra `photographs`. The photographs stay on this machine and are not changed.
 
     Args:
-        photographs: image files, or folders of them with all folders in these, such as one for each person.
-        out: folder for NAME.png, one for each face, in the same folders; and contact-sheet.png, or several.
-        size: pixels a side.
-        which: one of several faces.
+        photographs: image files, or folders of image files with all their subfolders, such as one for each person.
+        out: folder for the faces, NAME.png in the same subfolders, and for one or more contact sheets.
+        size: side of the faces in pixels.
+        which: choice among several faces.
     """
     from expr_lib.importers.sheet import align_all
 
@@ -118,14 +118,14 @@ def train_command() -> Callable[..., None]:
         allow_changes: bool = False,
         config: Annotated[training.TrainConfig, arg(name="")] = training.TrainConfig(),  # noqa: B008 (frozen)
     ) -> None:
-        """Train a swapper on a data set folder; started again with the same --run, it goes on where it stopped.
+        """Train a swapper on a data set folder; with the same --run again, training continues where it stopped.
 
         Args:
-            data: data set folder, made by `expr-lib faces`.
+            data: data set folder, made by `expr-lib faces` or `expr-lib import`.
             run: folder for log.csv, samples/, tensorboard/ and checkpoint.safetensors.
-            start_from: weights to fine-tune, without a warm-up; AUs that the data share with them keep their heads,
-                others get new ones.
-            allow_changes: go on with a run that was made with other settings or data; the checkpoint says which.
+            start_from: weights to fine-tune, without a warm-up; AUs that these share with the data keep their heads,
+                other AUs get new heads.
+            allow_changes: continue a run that was made with other settings or data; the checkpoint records them.
         """
         may_write("--run", run, folder=True)
         opened = FaceData.open(data, verify="once")
@@ -143,12 +143,12 @@ def judges_command() -> Callable[..., None]:
         config: Annotated[JudgeConfig, arg(name="")] = JudgeConfig(),  # noqa: B008 (frozen)
         device: str = "auto",
     ) -> None:
-        """Train the two judges that measure a swap, on people who appear nowhere else.
+        """Train the two judges that measure a swap, on people who are in no other data set.
 
         Args:
-            data: data set folder with a seed of its own, made by `expr-lib faces`.
+            data: data set folder with its own seed, made by `expr-lib faces`.
             out: folder for the weights and the report.
-            device: cpu, cuda, mps; auto takes the fastest there is.
+            device: cpu, cuda or mps; auto is the fastest that is available.
         """
         may_write("--out", out, folder=True)
         report = train_judges(data, out, config, device=device_of(device))
@@ -170,20 +170,20 @@ def evaluate(
     second_identity_judge: bool = False,
     device: str = "auto",
 ) -> None:
-    """Measure a swapper beside trivial answers and the true render, on held-out people; print the table.
+    """Measure a swapper on held-out people, compare it with trivial answers and true renders, and print the table.
 
     Args:
         checkpoint: weights of the swapper (.safetensors).
-        out: JSON file for every number; beside it every table as Markdown.
-        pairs: how many pairs to swap, in both directions.
-        seed: of the people; must be none that the swapper or the judges were trained on.
-        figures: folder for the figures: transfer, each action unit, cross-talk, the best, median and worst swaps.
-        readme: Markdown file whose table between the result markers is replaced.
-        size: pixels a side of the faces, for a moving generator; by default 64, at which the judges look.
-        beside: result files of other checkpoints, measured on the same pairs, that the table shows too.
+        out: JSON file for all numbers; a Markdown file with all tables is written beside it.
+        pairs: number of pairs to swap, in both directions.
+        seed: seed of the people; it must differ from those of the training of the swapper and the judges.
+        figures: folder for the figures of transfer, each action unit, cross-talk, and best, median and worst swaps.
+        readme: Markdown file in which the table between the result markers is replaced.
+        size: side of the faces in pixels, for a moving generator; by default 64, the size of the judges.
+        beside: result files of other checkpoints, measured on the same pairs, to add to the table.
         label: name of this checkpoint's row in tables.
-        second_identity_judge: ask dlib's face recognizer too (extra photographs); half a second more for each swap.
-        device: cpu, cuda, mps; auto takes the fastest there is.
+        second_identity_judge: also use dlib's face recognizer (extra photographs), which takes 0.5 s for each swap.
+        device: cpu, cuda or mps; auto is the fastest that is available.
     """
     count("--pairs", pairs, 6, 100_000)
     count("--size", 64 if size is None else size, 16, 1024)
@@ -199,21 +199,21 @@ def evaluate(
 
     matplotlib.use("Agg")
     if readme is not None:
-        cards.find_table(readme)  # now, not after the measurement
+        cards.find_table(readme)  # fails now rather than after the measurement
     others = [measure.read_results(path) for path in beside]
     device = device_of(device)
     swapper, renderer = load(checkpoint, device), load_renderer(device)
     default = measured_size(swapper.config)
     size = default if size is None else size
     if size != swapper.config.size and swapper.config.generator == "drawn":
-        raise InputError(f"--size {size}: {checkpoint.name} draws images of {swapper.config.size} pixels and no others")
+        raise InputError(f"--size {size}: {checkpoint.name} draws images of {swapper.config.size} pixels only")
     judges, plan = unmet_judges(checkpoint.name, swapper.metadata, seed, device), held_out_faces(size, seed)
     second = second_judge(size, renderer) if second_identity_judge else None
     which = "" if checkpoint == SHIPPED else f" {checkpoint.name}"
     more = f" --size {size}" * (size != default) + " --second-identity-judge" * second_identity_judge
     command = f"expr-lib evaluate{which} --pairs {pairs} --seed {seed}{more}"
     about = {"command": command, "checkpoint": checkpoint.name, "label": label or checkpoint.stem}
-    # what is in the features, and what moves alone, does not depend on the size of the picture
+    # leaks and cross-talk do not depend on the size of the images, so they are measured at the default size only
     n_probe, n_moves, n_express = (6000, 32, 100) if size == default else (0, 0, 0)
     results = measure.evaluate(
         swapper,
@@ -241,12 +241,12 @@ def card(
     model_card: Annotated[Positional[Path], arg(metavar="CARD")],
     beside: Files = (),
 ) -> None:
-    """Write the head and the tables of a model card from a result file; what it says in words stays. Extra `train`.
+    """Write the head and the tables of a model card from a result file; its text is kept. Needs the extra `train`.
 
     Args:
         results: JSON file that `expr-lib evaluate` wrote.
-        model_card: Markdown file beside the weights, with the two lines between which the tables stand.
-        beside: result files of other checkpoints that the table shows too.
+        model_card: Markdown file beside the weights, with the two markers between which the tables are written.
+        beside: result files of other checkpoints to add to the table.
     """
     from expr_lib.measure.cards import update_tables
     from expr_lib.measure.evaluate import read_results
@@ -259,7 +259,7 @@ def ship(
     source: Annotated[Positional[Path], arg(metavar="CHECKPOINT")] = Path("runs/swap/checkpoint.safetensors"),
     out: Output = Path("build/swap.safetensors"),
 ) -> None:
-    """Keep of a training checkpoint what a swap needs: the averaged weights, a tenth of the file.
+    """Write the averaged weights of a training checkpoint, a tenth of its size, which suffice for a swap.
 
     Args:
         source: checkpoint.safetensors of a training run.

@@ -1,6 +1,6 @@
-"""What the widgets are made of: pictures, sliders, bars, thumbnails, and faces that are encoded already.
+"""Parts of the widgets: pictures, sliders, bars, thumbnails, and encoded faces.
 
-Needs the extra ``course``.
+Needs the extra `course`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from expr_lib.measure.judges import AUJudge
 from expr_lib.measure.plots import COLORS, INK, QUIET, REGION_COLORS
 from expr_lib.model import Swapper, mix
 
-ROW = 25  # pixels from one action unit to the next, in sliders and bars alike
+ROW = 25  # pixels from one action unit to the next, in sliders and bars
 AU_COLORS = [REGION_COLORS[unit.region] for unit in ACTION_UNITS]
 STYLE = f"""<style>
 .expr img.widget-image {{ border-radius: 4px; background: #ddd; aspect-ratio: 1; height: auto }}
@@ -48,20 +48,20 @@ STYLE = f"""<style>
 </style>"""
 
 
-def encode_image(image: Tensor | np.ndarray, kind: str = "png") -> bytes:
-    """uint8 (S, S, 3) -> the bytes of an image file; quickly, as it is shown once."""
+def encode_image(image: Tensor | np.ndarray) -> bytes:
+    """uint8 (S, S, 3) -> the bytes of a PNG file; fast rather than small, since it is shown once."""
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(image)).save(buffer, kind, compress_level=1)
+    Image.fromarray(np.asarray(image)).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """The bytes of an image file -> an address that holds them."""
+    """The bytes of an image file -> a data URL with them."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def picture(caption: str, edge: int) -> tuple[widgets.Image, widgets.VBox]:
-    """An image as wide as there is room, ``edge`` pixels at most, and the same with its caption above it."""
+    """An image, as wide as the space allows and at most `edge` pixels, and a box with the caption and the image."""
     image = widgets.Image(format="png", layout=widgets.Layout(width="100%", margin="0"))
     label = widgets.Label(caption, layout=widgets.Layout(height="22px"))
     layout = widgets.Layout(margin="0 8px 4px 0", flex="1 1 110px", min_width="110px", max_width=f"{edge}px")
@@ -69,7 +69,7 @@ def picture(caption: str, edge: int) -> tuple[widgets.Image, widgets.VBox]:
 
 
 def au_sliders(high: float, step: float, form: str, draw: Callable[[Any], None]) -> list[widgets.FloatSlider]:
-    """One slider for each action unit from 0 to ``high``, in the colour of its region."""
+    """One slider for each action unit from 0 to `high`, in the colour of its region."""
     sliders = [
         widgets.FloatSlider(
             min=0.0, max=high, step=step, readout_format=form, description=f"{unit.name} {unit.muscle_action}",
@@ -85,9 +85,9 @@ def au_sliders(high: float, step: float, form: str, draw: Callable[[Any], None])
 
 
 def bars(asked: Tensor, judged: Tensor, ceiling: Tensor, *, names: bool) -> str:
-    """AU intensities (n_aus,) in [0, 5] as SVG: what the AU judge predicts for answer (colour) and truth (gray).
+    """AU intensities (n_aus,) in [0, 5] as SVG: those that the AU judge reads from answer (colour) and truth (gray).
 
-    A black line marks what is requested. ``names`` writes the names on the left, where no slider does.
+    A black line marks the requested intensity. With `names`, the names are written on the left.
     """
     left, scale, top = (70 if names else 4), 56.0, ROW  # scale: pixels to an intensity
     width, height = left + int(MAX_INTENSITY * scale) + 14, top + ROW * len(AU_NAMES)
@@ -114,13 +114,13 @@ def bars(asked: Tensor, judged: Tensor, ceiling: Tensor, *, names: bool) -> str:
 
 LEGEND = (
     '<div style="line-height: 1.4">Predictions of a judge that takes no part in training, from 0 (absent) to E:<br>'
-    '<span style="color: #D55E00">▬</span> in the network’s picture &nbsp; <span style="color: #aaa">■</span> in the '
-    "true render &nbsp; <b>|</b> what is requested</div>"
+    '<span style="color: #D55E00">▬</span> in the network’s output &nbsp; <span style="color: #aaa">■</span> in the '
+    "true render &nbsp; <b>|</b> requested</div>"
 )
 
 
 def choice(labels: Sequence[str], looks: Sequence[str], kind: str) -> tuple[widgets.ToggleButtons, widgets.HTML]:
-    """Buttons of which one is chosen, each with CSS of its own; text stays for screen readers and as a tooltip."""
+    """Buttons of which one is chosen, each with its own CSS; the text remains for screen readers and as a tooltip."""
     buttons = widgets.ToggleButtons(options=list(zip(labels, range(len(labels)), strict=True)), tooltips=list(labels))
     name = f"expr-{buttons.model_id[:12]}"
     buttons.add_class(kind)
@@ -137,26 +137,27 @@ def titled(title: str, *children: widgets.Widget) -> widgets.VBox:
 
 
 def page(*children: widgets.Widget) -> list[widgets.Widget]:
-    """What a widget of this module is made of: rows that wrap where the window is narrow."""
+    """The children of a widget of this module: rows that wrap if the window is narrow."""
     return [widgets.HTML(STYLE, layout=widgets.Layout(display="none")), *children]
 
 
 def row(*children: widgets.Widget) -> widgets.HBox:
-    """Side by side, as far as there is room."""
+    """Widgets side by side, wrapped if the window is narrow."""
     return widgets.HBox(list(children), layout=widgets.Layout(flex_flow="row wrap"))
 
 
 class EncodedFaces:
-    """The rows of a plan as the network takes them: pixels and features, made once, and the truth of any mixture.
+    """The rows of a plan with their pixels and features, computed once, and the true render of any mixture.
 
-    ``plan`` has any size for a moving generator, and the checkpoint's own for a drawing one; keep it short, because
-    every row becomes a thumbnail. ``rest`` (N, S, S, 3) uint8 holds the faces at rest, None if the generator draws.
+    `plan` has any image size for a moving generator, and that of the checkpoint for a drawing one. It should be short,
+    because every row becomes a thumbnail. `rest` (N, S, S, 3) uint8 are the faces at rest, None for a drawing
+    generator. Raises `ValueError` for another image size.
     """
 
     @torch.inference_mode()
     def __init__(self, swapper: Swapper, plan: FacePlan, renderer: Renderer, judge: AUJudge) -> None:
         if swapper.config.generator == "drawn" and plan.size != swapper.config.size:
-            raise ValueError(f"plan: found size {plan.size}, expected {swapper.config.size}, the checkpoint's")
+            raise ValueError(f"plan: found size {plan.size}, expected {swapper.config.size}, as in the checkpoint")
         self.swapper, self.plan, self.renderer, self.judge = swapper, plan, renderer, judge
         self.device = next(swapper.parameters()).device
         self.pixels = plan.render(renderer, range(len(plan)))[0].cpu()  # (N, S, S, 3) uint8
@@ -172,30 +173,30 @@ class EncodedFaces:
         return a, int((self.plan.au - self.plan.au[a]).abs().sum(1).argmax())
 
     def au(self, a: int, b: int, weights: Tensor) -> Tensor:
-        """The AUs of that mixture, weights (B, n) from a (0) to b (1): (B, n), as far as [0, 5] goes."""
+        """The AUs (B, n) of a mixture with weights (B, n) from a (0) to b (1), clamped to [0, 5]."""
         return torch.lerp(self.plan.au[[a]], self.plan.au[[b]], weights).clamp(0, MAX_INTENSITY)
 
     @torch.inference_mode()
     def mixed(self, a: int, b: int, weights: Tensor) -> Tensor:
-        """The network's picture of face a with each AU moved towards b: weights (B, n) -> (B, S, S, 3) uint8."""
+        """The network's mixture of faces a and b with weights (B, n), from a (0) to b (1) -> (B, S, S, 3) uint8."""
         n = len(weights)
         f_r = mix(self.f_r[[a] * n], self.f_r[[b] * n], weights.to(self.device))
         return to_uint8(self.swapper.generate(self.f_f[[a] * n], f_r)).permute(0, 2, 3, 1).cpu()
 
     @torch.inference_mode()
     def truth(self, a: int, b: int, weights: Tensor) -> Tensor:
-        """The true render of that mixture: weights (B, n) -> (B, S, S, 3) uint8."""
+        """The true render of a mixture with weights (B, n) -> (B, S, S, 3) uint8."""
         plan = replace(self.plan, au=self.au(a, b, weights))
         return plan.render(self.renderer, [a] * len(weights), au_rows=range(len(weights)))[0].cpu()
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> Tensor:
-        """What the AU judge reads in images (B, S, S, 3) uint8: (B, n) in [0, 5]."""
+        """The intensities that the AU judge reads from images (B, S, S, 3) uint8 -> (B, n) in [0, 5]."""
         return self.judge(to_float(images.to(self.device)).permute(0, 3, 1, 2)).cpu()
 
 
 def two_of(faces: EncodedFaces) -> tuple[widgets.ToggleButtons, widgets.ToggleButtons, widgets.HBox]:
-    """Thumbnails to pick a and b from, at first a lively pair; and the row that shows both."""
+    """Thumbnails to choose a and b from, with a lively pair at first, and the row that shows both."""
     small = [np.asarray(Image.fromarray(image.numpy()).resize((64, 64))) for image in faces.pixels]
     looks = [f"background-image: url({data_url(encode_image(image), 'png')})" for image in small]
     (a, css_a), (b, css_b) = (choice(faces.labels, looks, "expr-faces") for _ in "ab")

@@ -2,7 +2,7 @@
 
 While the kernel draws, a slider waits in the browser and then sends its newest value only: ipywidgets drops those in
 between. So every handler here draws at once, and once, from features that were encoded when the faces were chosen.
-Needs the extra ``course``.
+Needs the extra `course`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from expr_lib.measure.plots import COLORS
 __all__ = ["EncodedFaces", "FaceExplorer", "FeatureMap", "LatentMixer", "SwapExplorer"]
 
 STILL = 0.12
-"""Seconds without a move after which the truth of a mixture is rendered, which takes longer than the mixture."""
+"""Seconds without a change after which the true mixture is rendered, which takes longer than the network."""
 ROOM = widgets.Layout(flex="1 1 420px", min_width="360px")
-"""Pictures take the room that sliders and bars leave."""
+"""Layout of pictures, which take the space that sliders and bars leave."""
 
 
 @contextmanager
 def all_at_once(widget: FaceExplorer | LatentMixer) -> Iterator[None]:
-    """Set many of its sliders, and draw once."""
+    """In this context, many sliders can be set; the widget draws once at the end."""
     widget.still = True
     try:
         yield
@@ -63,16 +63,16 @@ def all_at_once(widget: FaceExplorer | LatentMixer) -> Iterator[None]:
 
 
 class FaceExplorer(widgets.VBox):
-    """The people of a plan, with every action unit, pose and light on a slider: rendered anew at every move.
+    """The people of a plan, with a slider for every action unit, pose and light; every change renders the face again.
 
-    ``plan.size`` is the edge of the render in pixels, ``edge`` the one on the screen. ``au`` (17,) is what is shown.
+    `plan.size` is the side of the render in pixels; `au` (17,) are the intensities that are shown.
     """
 
     still = False
 
-    def __init__(self, plan: FacePlan, renderer: Renderer, *, edge: int = 340) -> None:
+    def __init__(self, plan: FacePlan, renderer: Renderer) -> None:
         self.plan, self.renderer = plan, renderer
-        layout, style = widgets.Layout(width=f"{edge}px"), {"description_width": "120px"}
+        layout, style = widgets.Layout(width="340px"), {"description_width": "120px"}
         self.person = widgets.IntSlider(1, 1, len(plan.subjects), description="person", style=style, layout=layout)
         spans = {
             "turn": (0, -32, 32), "nod": (0, -15, 15), "tilt": (0, -12, 12), "light from": (-25, -63, 63),
@@ -90,8 +90,8 @@ class FaceExplorer(widgets.VBox):
         self.preset.observe(self._take_preset, "value")
         for slider in (self.person, *self.view.values()):
             slider.observe(self.draw, "value")
-        self.image, box = picture("rendered as you move", edge)
-        box.layout.width = f"{edge}px"
+        self.image, box = picture("rendered when you move a slider", 340)
+        box.layout.width = "340px"
         super().__init__(
             page(
                 row(
@@ -120,12 +120,12 @@ class FaceExplorer(widgets.VBox):
 
     @torch.inference_mode()
     def draw(self, change: Any = None) -> None:
-        """Render what the sliders say."""
+        """Render the face with the values of the sliders."""
         who, device = torch.tensor([self.person.value - 1]), self.renderer.device
         yaw, pitch, roll, azimuth, height = (torch.tensor([float(slider.value)]) for slider in self.view.values())
         side, up = azimuth.deg2rad(), height.deg2rad()
         light = torch.stack((side.sin() * up.cos(), up.sin(), side.cos() * up.cos()), 1)  # (1, 3)
-        first = (self.plan.subject == who).nonzero()[0]  # (1,): the rest of the view is that of the first image
+        first = (self.plan.subject == who).nonzero()[0]  # (1,): other values of the view are from the first image
         view = replace(self.plan.views[first], yaw=yaw, pitch=pitch, roll=roll, light=light)
         person = self.plan.subjects[who]
         image, _ = self.renderer(person.to(device), self.au[None].to(device), view.to(device), self.plan.size)
@@ -133,19 +133,19 @@ class FaceExplorer(widgets.VBox):
 
 
 class SwapExplorer(widgets.VBox):
-    """Pick a and b: both swaps, the true answers, and what the AU judge reads in the first of them.
+    """Shows both swaps of two chosen faces, the true answers, and the AUs that the judge reads from the first swap.
 
-    If the generator moves pixels, each face at rest is shown too. ``faces``: those to choose from.
+    For a moving generator, the faces at rest are also shown. `faces` are those to choose from.
     """
 
-    def __init__(self, faces: EncodedFaces, *, edge: int = 256) -> None:
+    def __init__(self, faces: EncodedFaces) -> None:
         self.faces = faces
         self.a, self.b, pickers = two_of(faces)
         captions = ["a", "a at rest", "a with b’s expression", "the true answer"]
         captions += ["b", "b at rest", "b with a’s expression", "the true answer for b"]
         if faces.rest is None:
             captions = [caption for caption in captions if "at rest" not in caption]
-        self.images, boxes = zip(*(picture(caption, edge) for caption in captions), strict=True)
+        self.images, boxes = zip(*(picture(caption, 256) for caption in captions), strict=True)
         self.bars = widgets.HTML()
         chart = titled("Action units of a with b’s expression", self.bars, widgets.HTML(LEGEND))
         chart.layout.width = "370px"
@@ -158,7 +158,7 @@ class SwapExplorer(widgets.VBox):
         self.draw()
 
     def draw(self, change: Any = None) -> None:
-        """Swap the two that are chosen."""
+        """Swap the two chosen faces."""
         a, b, all_of = self.a.value, self.b.value, torch.ones(1, len(AU_NAMES))
         shown = []
         for i, j in ((a, b), (b, a)):
@@ -173,17 +173,17 @@ class SwapExplorer(widgets.VBox):
 
 
 class LatentMixer(widgets.VBox):
-    """Face a between two expressions, its own (0) and b's (1), all action units together or each alone.
+    """Face a between two expressions, its own (0) and that of b (1), with all action units together or each alone.
 
-    Beside the network's picture: the true render of the same mixture, their difference, and what the AU judge reads in
-    both. ``maximum`` above 1 lets the sliders go beyond b; the true render stops at intensity E, and at absent.
-    ``weights`` (17,) is what the sliders say; ``animation()`` the way from a to b and back as a GIF.
+    Also shown are the true render of the same mixture, their difference, and the AUs that the judge reads from both.
+    With `maximum` above 1 the sliders go beyond b; the intensities of the true render are clamped to [0, 5].
+    `weights` (17,) are the values of the sliders; `animation()` is a GIF from a to b and back.
     """
 
     still = False
     waiting: asyncio.TimerHandle | None = None
 
-    def __init__(self, faces: EncodedFaces, *, maximum: float = 1.0, edge: int = 256) -> None:
+    def __init__(self, faces: EncodedFaces, *, maximum: float = 1.0) -> None:
         self.faces, self.maximum = faces, maximum
         self.a, self.b, pickers = two_of(faces)
         captions = {
@@ -192,7 +192,7 @@ class LatentMixer(widgets.VBox):
         }  # fmt: skip
         if faces.rest is None:
             del captions["rest"]
-        pairs = {name: picture(caption, edge) for name, caption in captions.items()}
+        pairs = {name: picture(caption, 256) for name, caption in captions.items()}
         self.images = {name: image for name, (image, _) in pairs.items()}
         self.off = pairs["off"][1].children[0]  # the caption of the difference
         boxes = [box for _, box in pairs.values()]
@@ -205,7 +205,7 @@ class LatentMixer(widgets.VBox):
         self.sliders = au_sliders(maximum, 0.05, ".2f", self.draw)
         for slider in (self.all, *self.sliders):
             slider.add_class("expr-to-b")
-        mark = f".expr-to-b .noUi-target {{ --b: {100 / maximum:.2f}% }}"  # where b is, on every slider
+        mark = f".expr-to-b .noUi-target {{ --b: {100 / maximum:.2f}% }}"  # marks b on every slider
         self.bars = widgets.HTML()
         self.button = widgets.Button(description="Make the animation", layout=widgets.Layout(width="220px"))
         self.movie, self.link = widgets.HTML(), widgets.HTML()
@@ -230,7 +230,7 @@ class LatentMixer(widgets.VBox):
                 slider.value = self.all.value
 
     def draw(self, change: Any = None) -> None:
-        """Mix what the sliders say; render the truth of it as soon as they stand still."""
+        """Mix with the weights of the sliders, and render the true mixture when they have not moved for a moment."""
         if self.still:
             return
         a, b, weights = self.a.value, self.b.value, self.weights[None]
@@ -262,11 +262,11 @@ class LatentMixer(widgets.VBox):
         if (new := encode_image(pixels)) != self.images[name].value:
             self.images[name].value = new
 
-    def animation(self, steps: int = 12, edge: int = 224) -> bytes:
-        """The network's mixture and the true one beside it, all AUs from 0 to ``maximum`` and back: a GIF."""
-        way = torch.linspace(0, self.maximum, steps + 1)[:, None].expand(-1, len(AU_NAMES))
+    def animation(self) -> bytes:
+        """A GIF of the network's mixture and the true one beside it, with all AUs from 0 to `maximum` and back."""
+        way = torch.linspace(0, self.maximum, 13)[:, None].expand(-1, len(AU_NAMES))
         both = torch.cat([f(self.a.value, self.b.value, way) for f in (self.faces.mixed, self.faces.truth)], 2)
-        frames = [marked(Image.fromarray(x).resize((2 * edge, edge), Image.Resampling.BICUBIC)) for x in both.numpy()]
+        frames = [marked(Image.fromarray(x).resize((448, 224), Image.Resampling.BICUBIC)) for x in both.numpy()]
         buffer = io.BytesIO()
         frames[0].save(buffer, "gif", save_all=True, append_images=frames[1:] + frames[-2:0:-1], duration=90, loop=0)
         return buffer.getvalue()
@@ -278,20 +278,20 @@ class LatentMixer(widgets.VBox):
 
 
 class FeatureMap(widgets.VBox):
-    """Points on a map, such as a UMAP of features; the one that is chosen shows its face.
+    """Points on a map, such as a UMAP of features, and the face of the chosen point.
 
-    ``points`` (N, 2), ``images`` (N, S, S, 3) uint8, ``labels`` and ``colors`` (N,); ``legend`` names the colours.
-    Click a point, or walk from left to right with the slider. Some hundred points are a good number. ``chosen`` is its
-    row.
+    `points` (N, 2), `images` (N, S, S, 3) uint8, `labels` and `colors` (N,); `legend` {name: colour}. Click a point, or
+    go through them from left to right with the slider. A few hundred points work well. `chosen` is the row of the
+    chosen point. Raises `ValueError` if the lengths differ.
     """
 
     def __init__(
         self, points: np.ndarray, images: Tensor | np.ndarray, labels: Sequence[str], colors: Sequence[str] = (), *,
-        legend: Mapping[str, str] | None = None, edge: int = 480,
+        legend: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         if not len(points) == len(images) == len(labels):
             raise ValueError(
-                f"found {len(points)} points, {len(images)} images, {len(labels)} labels, expected as many"
+                f"found {len(points)} points, {len(images)} images, {len(labels)} labels, expected equal numbers"
             )
         place = (points - points.min(0)) / np.maximum(np.ptp(points, 0), 1e-9)  # (N, 2) in [0, 1]
         self.images, self.labels, self.order = images, labels, np.argsort(place[:, 0], kind="stable")
@@ -301,9 +301,9 @@ class FeatureMap(widgets.VBox):
             for k in self.order
         ]
         self.points, style = choice([f"{k}: {labels[k]}" for k in self.order], looks, "expr-map")
-        self.points.layout = widgets.Layout(width=f"{edge}px", height=f"{edge}px")
+        self.points.layout = widgets.Layout(width="480px", height="480px")
         self.walk = widgets.IntSlider(
-            0, 0, len(points) - 1, description="left to right", readout=False, layout=widgets.Layout(width=f"{edge}px")
+            0, 0, len(points) - 1, description="left to right", readout=False, layout=widgets.Layout(width="480px")
         )
         widgets.link((self.points, "index"), (self.walk, "value"))
         self.image, box = picture("the chosen point", 256)

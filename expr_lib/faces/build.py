@@ -1,13 +1,13 @@
-"""Rendered faces on disk: the data set folder that :mod:`expr_lib.datasets` opens.
+"""Rendered faces on disk: the data set folder that `datasets` opens.
 
 Rendering can be interrupted, so images are written in chunks of 64. While it is incomplete, the folder has
 
-- ``images.npy.partial``  the pixels so far;
-- ``build.json``          the settings, and one checksum for each chunk that was finished.
+- `images.npy.partial`  the pixels so far;
+- `build.json`          the settings, and one checksum for each chunk that was finished.
 
 A chunk is finished if its pixels have the checksum in the journal. Missing or damaged chunks are rendered again, always
 in the same chunks, so that on a CPU the bytes are those of an uninterrupted run. At the end the file of pixels is
-renamed, and ``meta.json``, which is written last, marks the data set as complete.
+renamed, and `meta.json`, which is written last, marks the data set as complete.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SAMPLE_EXPRESSIONS: dict[str, dict[str, float]] = {
     "anger": {"AU4": 4.5, "AU7": 3.5, "AU10": 3.0, "AU25": 3.5},
     "disgust": {"AU4": 1.5, "AU9": 4.5, "AU10": 3.0},
 }
-"""The expressions of the sample in ``data/``; those of data sets are far more varied."""
+"""The expressions of the sample in `data/`; those of data sets are far more varied."""
 
 _REBUILD = "delete the folder to build it again"
 
@@ -54,14 +54,14 @@ _REBUILD = "delete the folder to build it again"
 def build(
     folder: str | Path, config: FacesConfig, *, device: str | torch.device = "cpu", progress: bool = True
 ) -> Path:
-    """Render the faces of ``config`` into ``folder``, or continue an interrupted run; returns the folder.
+    """Render the faces of `config` into `folder`, or continue an interrupted run; returns the folder.
 
     A finished folder with the same settings is checked and not changed. On a CPU the same settings give the same bytes;
     on CUDA, which sums in varying order, some values may differ by 1. After an error the finished images are kept:
 
-    - ``InputError``: the folder has other settings, other files or damaged files; nothing is changed;
-    - ``BlockingIOError``: another process is building there;
-    - ``OSError``: the disk is full or cannot be written; the same call continues.
+    - `InputError`: the folder has other settings, other files or damaged files; nothing is changed;
+    - `BlockingIOError`: another process is building there;
+    - `OSError`: the disk is full or cannot be written; the same call continues.
     """
     folder, kind = Path(folder), torch.device(device).type
     settings = {
@@ -159,16 +159,16 @@ def _labels(plan: FacePlan) -> pd.DataFrame:
     return pd.DataFrame(columns | {name: getattr(plan.views, name).numpy() for name in ("yaw", "pitch", "roll")})
 
 
-def write_sample(folder: str | Path, *, size: int = 128, seed: int = 5) -> Path:
-    """Write the browsable sample of ``data/``: six people with the same six expressions, as PNG files.
+def write_sample(folder: str | Path, *, size: int = 128) -> Path:
+    """Write the browsable sample of `data/`: six people with the same six expressions, as PNG files.
 
-    Also ``labels.csv``, with the columns of a data set after the file's name, and ``co-occurrence.csv``: of the default
-    data set, the share of images with the column's AU among those with the row's AU (``any``: among all images).
+    Also `labels.csv`, with the columns of a data set after the file's name, and `co-occurrence.csv`: of the default
+    data set, the share of images with the column's AU among those with the row's AU (`any`: among all images).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     n = len(SAMPLE_EXPRESSIONS)
-    plan = plan_faces(FacesConfig(n_subjects=n, images_per_subject=n, size=size, seed=seed))
+    plan = plan_faces(FacesConfig(n_subjects=n, images_per_subject=n, size=size, seed=5))
     au = torch.tensor([[units.get(name, 0.0) for name in AU_NAMES] for units in SAMPLE_EXPRESSIONS.values()])  # (6, 17)
     plan = replace(plan, au=au.repeat(n, 1))
     names = [f"subject-{i}-{expression}.png" for i in range(n) for expression in SAMPLE_EXPRESSIONS]
@@ -197,7 +197,7 @@ def _check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any])
 
 
 def _read(path: Path, settings: dict[str, Any], kind: type[Kind]) -> Kind:
-    """What stands in ``meta.json`` or the journal, if it is of these settings."""
+    """The content of `meta.json` or the journal; `InputError` if it is damaged or has other settings."""
     try:
         found = read_json(path)
     except InputError as error:

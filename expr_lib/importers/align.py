@@ -1,7 +1,7 @@
-"""Photographs: find the face, turn and scale it into the frame of the rendered faces, and paste a face back.
+"""Photographs: find the face, rotate and scale it to the frame of the rendered faces, and paste a face back.
 
-Needs the extra ``photographs`` (dlib and its model of 68 landmarks) only to find faces; with landmarks from elsewhere
-all the rest works without. The model was trained on 300-W, whose licence excludes commercial use.
+Only finding faces needs the extra `photographs` (dlib and its model of 68 landmarks); with landmarks from another
+source, the rest works without it. The model was trained on 300-W, whose licence excludes commercial use.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from expr_lib.importers.choose import Choice, chosen
 from expr_lib.importers.pose import yaw
 
 CANONICAL = np.array([[0.3467, 0.3769], [0.6533, 0.3769], [0.3763, 0.7422], [0.6237, 0.7422]])
-"""Eyes and mouth corners of the mean rendered head, seen from the front, in shares of the image; image left first."""
+"""Eyes and mouth corners of the frontal mean rendered head as shares of the image; the left of the image first."""
 MAX_YAW = 37.0
-"""Degrees; a head turned further is refused. The rendered heads turn by up to 32; `benchmarks/photographs.py` has the
-error of this reading."""
+"""Largest yaw in degrees. The rendered heads turn by up to 32 degrees; `benchmarks/photographs.py` measures the error
+of the yaw."""
 MAX_BESIDE = 0.25
-"""Share of the ellipse ``FACE`` that may lie beside the face, on background or hair, which would be moved with it."""
+"""Largest share of the ellipse `FACE` beside the face, since background or hair there would move with the face."""
 CERTAIN = 0.3
-"""Score of dlib's detector below which a find does not count; at its own 0 it takes a badge on a suit for a face."""
+"""Lowest score of dlib's detector that counts; at its default of 0 it takes a badge on a suit for a face."""
 FACE = ((0.5, 0.56), (0.40, 0.42))
 """Centre and half axes of the ellipse that is pasted back, in shares of the aligned image."""
 ONE = Choice()
-"""No choice among several faces is made."""
+"""The default, without a choice among several faces."""
 INVENTED = 1 / 3
-"""Share of the ellipse that may lie beyond the photograph, where its edge goes on: more of it is no face any more."""
+"""Largest share of the ellipse `FACE` outside the photograph, where the pixels at its edge are repeated."""
 
 
 class LandmarkError(ValueError):
-    """Landmarks that are no face, or none of this photograph."""
+    """Landmarks that do not form a face, or do not belong to this photograph."""
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A face cut out of a photograph, and the way back."""
+    """A face cropped from a photograph, with the transform between the two."""
 
     face: np.ndarray  # (S, S, 3) uint8
     points: np.ndarray  # (68, 2) landmarks in pixels of the photograph
@@ -49,10 +49,10 @@ class Aligned:
 
 
 def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
-    """Find the face in a photograph (H, W, 3) uint8 and cut it out, ``size`` pixels a side.
+    """Find the face in a photograph (H, W, 3) uint8 and crop it to `size` pixels a side.
 
-    Of several faces the largest is taken if it has four times the area of the next one, or as ``choice`` says.
-    Raises ``ImportError`` without the extra ``photographs``, ``ValueError`` if there is no face, if there are several,
+    Of several faces, `choice` decides; by default the largest is taken if it has four times the area of the next.
+    Raises `ImportError` without the extra `photographs`, `ValueError` if there is no face, if there are several,
     or if the head is turned too far.
     """
     found = find_faces(photo)
@@ -62,9 +62,9 @@ def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
 
 
 def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
-    """The face with these landmarks (68, 2), ``size`` pixels a side.
+    """Crop the face with these landmarks (68, 2) to `size` pixels a side.
 
-    Raises ``ValueError`` for a head that is turned too far, and for landmarks that are none or another photograph's.
+    Raises `ValueError` for a head that is turned too far, and `LandmarkError` for landmarks that do not fit.
     """
     points = np.asarray(points, np.float64)
     if points.shape != (68, 2) or not np.isfinite(points).all():
@@ -82,7 +82,7 @@ def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
 
 
 def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:
-    """``LandmarkError`` where eyes and mouth (4, 2) lie outside a photograph of this (height, width)."""
+    """`LandmarkError` if eyes or mouth (4, 2) lie outside a photograph of this (height, width)."""
     for what, low, high, side in zip(("columns", "rows"), points.min(0), points.max(0), shape[1::-1], strict=True):
         if low < 0 or high > side:
             found = f"found eyes and mouth in {what} {low:.0f} to {high:.0f} of {side}"
@@ -90,7 +90,7 @@ def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Share of the ellipse ``FACE`` that lies outside a photograph of this height and width, so that it is invented."""
+    """Share of the ellipse `FACE` that lies outside a photograph of this (height, width)."""
     rows, columns = (face_mask(32) > 0).nonzero()
     back = inverse(matrix)
     place = (np.stack([columns, rows], 1) + 0.5) / 32 @ back[:, :2].T + back[:, 2]  # (N, 2) in the photograph
@@ -98,7 +98,7 @@ def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
 
 
 def beside_face(matrix: np.ndarray, points: np.ndarray) -> float:
-    """Share of the ellipse ``FACE``, weighted as it is pasted, that lies beside the face of these landmarks."""
+    """Share of the ellipse `FACE`, weighted as in `face_mask`, that lies beside the face with these landmarks."""
     brows = points[17:27]
     forehead = brows + 0.9 * (brows.mean(0) - points[33])  # as high as from the brows to below the nose
     outline = np.concatenate([points[:17], forehead[::-1]]) @ matrix[:, :2].T + matrix[:, 2]
@@ -108,12 +108,12 @@ def beside_face(matrix: np.ndarray, points: np.ndarray) -> float:
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:
-    """68 landmarks (68, 2) of each upright face in (H, W, 3) uint8; large photographs are searched at 1200 pixels."""
+    """Landmarks (68, 2) of each upright face in (H, W, 3) uint8; large photographs are first reduced to 1200 pixels."""
     detect, predict = _models()
     scale = min(1.0, 1200 / max(photo.shape[:2]))
     size = (round(photo.shape[1] * scale), round(photo.shape[0] * scale))
     small = np.array(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)) if scale < 1 else photo
-    boxes, *_ = detect.run(small, 1, CERTAIN)  # 1: doubled first, for faces of 40 pixels
+    boxes, *_ = detect.run(small, 1, CERTAIN)  # 1: at twice the size, to find faces of 40 pixels
     shapes = [predict(small, box) for box in boxes]
     return [np.array([[p.x, p.y] for p in shape.parts()], np.float64) / scale for shape in shapes]
 
@@ -127,7 +127,7 @@ def _models() -> tuple[Any, Any]:
 
 
 def dlib_model(name: str) -> str:
-    """Where a model of the extra ``photographs`` lies; ``ImportError`` where that is not installed."""
+    """Path of a model of the extra `photographs`; `ImportError` if the extra is not installed."""
     # the package of the models is never imported: importing it fails with new setuptools
     package = importlib.util.find_spec("face_recognition_models")
     if package is None or package.origin is None or importlib.util.find_spec("dlib") is None:
@@ -139,12 +139,12 @@ def dlib_model(name: str) -> str:
 
 
 def anchors(points: np.ndarray) -> np.ndarray:
-    """68 landmarks -> the four points (4, 2) that are aligned: two eyes, two mouth corners, image left first."""
+    """68 landmarks -> the four points (4, 2) that are aligned, eyes and mouth corners; the left of the image first."""
     return np.stack([points[36:42].mean(0), points[42:48].mean(0), points[48], points[54]])
 
 
 def similarity(four: np.ndarray) -> np.ndarray:
-    """Least squares turn, scale and shift (2, 3) that carries four points (4, 2) onto ``CANONICAL``.
+    """Least squares rotation, scale and shift (2, 3) that maps four points (4, 2) to `CANONICAL`.
 
     Source: Umeyama, *Least-squares estimation of transformation parameters*, TPAMI 1991, in complex numbers.
     """
@@ -156,19 +156,19 @@ def similarity(four: np.ndarray) -> np.ndarray:
 
 
 def inverse(matrix: np.ndarray) -> np.ndarray:
-    """The way back of a turn, scale and shift: (2, 3) -> (2, 3)."""
+    """The inverse of an affine map: (2, 3) -> (2, 3)."""
     return np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
 
 
 def magnification(matrix: np.ndarray, size: int) -> float:
-    """Pixels of a crop of ``size`` pixels for each pixel of the photograph."""
+    """Pixels of a crop of `size` pixels for each pixel of the photograph."""
     return float(np.hypot(matrix[0, 0], matrix[1, 0])) * size
 
 
 def crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Look at a photograph (H, W, 3) through the frame of ``matrix`` -> (size, size, 3), without aliasing.
+    """The part of a photograph (H, W, 3) in the frame of `matrix`, scaled to (size, size, 3) without aliasing.
 
-    Beyond the photograph its edge goes on.
+    Outside the photograph, the pixels at its edge are repeated.
     """
     scale, back = magnification(matrix, size), inverse(matrix)
     corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]]) @ back.T  # (4, 2) in the photograph
@@ -176,24 +176,24 @@ def crop(photo: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     height, width = photo.shape[:2]
     rows, columns = np.arange(low[1], high[1]).clip(0, height - 1), np.arange(low[0], high[0]).clip(0, width - 1)
     part = Image.fromarray(photo[rows[:, None], columns])
-    if scale < 1:  # first smaller, averaging; then turned
+    if scale < 1:  # reduced by averaging before it is rotated
         part = part.resize(
             (max(1, round(part.width * scale)), max(1, round(part.height * scale))), Image.Resampling.LANCZOS
         )
     stretch = np.array([part.width / len(columns), part.height / len(rows)])
-    # pixel of the crop -> share -> photograph -> part; Pillow asks at the middle of each pixel
+    # pixel of the crop -> share -> photograph -> part; Pillow samples at the centre of each pixel
     map_ = np.hstack([back[:, :2] / size, back[:, 2:]])
     map_[:, 2] -= low
     map_ *= stretch[:, None]
     form = ((size, size), Image.Transform.AFFINE, map_.flatten().tolist(), Image.Resampling.BICUBIC)
     channels = (Image.fromarray(channel) for channel in np.array(part, np.float32).transpose(2, 0, 1))
-    # as floats, one channel at a time: of bytes Pillow would cut the fractions off
+    # in float and one channel at a time, since Pillow would truncate the fractions of bytes
     turned = np.stack([np.array(channel.transform(*form)) for channel in channels], -1)
     return turned.round().clip(0, 255).astype(np.uint8)
 
 
 def face_weight(place: np.ndarray) -> np.ndarray:
-    """Places (..., 2) in shares of the aligned image -> (...): 1 on the face, 0 outside the ellipse ``FACE``."""
+    """Places (..., 2) in shares of the aligned image -> (...): 1 on the face, falling to 0 at the ellipse `FACE`."""
     centre, half = np.array(FACE, place.dtype)
     radius = np.hypot(*np.moveaxis((place - centre) / half, -1, 0))
     t = ((1 - radius) / 0.25).clip(0, 1)
@@ -201,30 +201,30 @@ def face_weight(place: np.ndarray) -> np.ndarray:
 
 
 def face_mask(size: int) -> np.ndarray:
-    """(size, size) in [0, 1]: 1 on the face, falling softly to 0 at the ellipse ``FACE``."""
+    """`face_weight` of all pixels of an aligned image, (size, size) in [0, 1]."""
     place = (np.arange(size) + 0.5) / size
     return face_weight(np.stack(np.meshgrid(place, place), -1))
 
 
 def face_box(matrix: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns of a photograph (height, width) in which the ellipse ``FACE`` lies; outside nothing changes."""
+    """Rows and columns of a photograph (height, width) that contain the ellipse `FACE`, where pixels may change."""
     back, (centre, half) = inverse(matrix), np.array(FACE)
     x, y = back[:, :2] @ centre + back[:, 2]
-    dx, dy = np.hypot(*(back[:, :2] * half).T)  # half the extent of an ellipse that is turned
+    dx, dy = np.hypot(*(back[:, :2] * half).T)  # half the extent of the rotated ellipse
     low, high = np.floor([y - dy, x - dx]).astype(int), np.ceil([y + dy, x + dx]).astype(int)
     rows, columns = (slice(max(0, a), max(0, min(b, n))) for a, b, n in zip(low, high, shape[:2], strict=True))
     return rows, columns
 
 
 def places(matrix: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    """The middles of a photograph's pixels (h, w, 2), as float32, in shares of the aligned image."""
+    """Pixel centres of a photograph in these rows and columns, (h, w, 2) float32 in shares of the aligned image."""
     y, x = (np.arange(s.start, s.stop) + 0.5 for s in (rows, columns))
     place = x[None, :, None] * matrix[:, 0] + y[:, None, None] * matrix[:, 1] + matrix[:, 2]  # (h, w, 2)
     return place.astype(np.float32)
 
 
 def match_color(face: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Give a face the mean and spread of each colour channel of ``like``, inside the mask; both (S, S, 3) uint8."""
+    """Give a face the mean and spread of each colour channel of `like`, inside the mask; both (S, S, 3) uint8."""
     weight = face_mask(len(face))[..., None]
     weight = weight / weight.sum()
 
@@ -238,9 +238,9 @@ def match_color(face: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def paste(photo: np.ndarray, face: np.ndarray, aligned: Aligned) -> np.ndarray:
-    """Put a face (S, S, 3), such as a swap of ``aligned.face``, back into the photograph, colours matched -> (H, W, 3).
+    """Put a face (S, S, 3), such as a swap of `aligned.face`, back into the photograph, colours matched -> (H, W, 3).
 
-    Only the ellipse ``FACE`` changes, with a soft edge; every other pixel stays as it is.
+    Only pixels in the ellipse `FACE` change, with a soft edge.
     """
     size, matrix = len(face), aligned.matrix
     face = match_color(face, aligned.face if len(aligned.face) == size else crop(photo, matrix, size))

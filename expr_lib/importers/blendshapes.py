@@ -1,6 +1,6 @@
 """Blend shapes: the 52 numbers from 0 to 1 that phones (ARKit, Live Link Face) and MediaPipe write for each frame.
 
-They are converted to AUs by the shapes in :mod:`expr_lib.facs`, left and right averaged, so they are not FACS
+They are converted to AUs by the shapes in `facs`, left and right averaged, so they are not FACS
 intensities. Sources of the format: Apple, *ARFaceAnchor.BlendShapeLocation*; Google, MediaPipe *Face Landmarker*.
 """
 
@@ -27,9 +27,9 @@ ENOUGH = 20
 
 
 def shape_columns(columns: Sequence[str]) -> dict[str, list[str]]:
-    """The shapes of :data:`SHAPES` that a table has -> their columns, one or two sides; empty below ``ENOUGH``.
+    """The shapes of `SHAPES` that a table has -> their columns, one or two sides; empty below `ENOUGH`.
 
-    ``browDownLeft`` of ARKit and MediaPipe, ``BrowDownLeft`` of Live Link Face and ``browDown_L`` are the same.
+    `browDownLeft` of ARKit and MediaPipe, `BrowDownLeft` of Live Link Face and `browDown_L` are the same.
     """
     plain = {re.sub(r"_([lr])$", lambda m: {"l": "left", "r": "right"}[m[1]], name.lower()): name for name in columns}
     found = {}
@@ -55,7 +55,7 @@ def au_of_shapes(
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """Rows of every ``*.csv`` with columns of blend shapes, for photographs named in a column or frames of a film.
+    """Rows of every `*.csv` with columns of blend shapes, for photographs named in a column or frames of a film.
 
     Frames are numbered by a column, from 0 or 1, or by the rows.
     """

@@ -17,10 +17,10 @@ CODE_UNKNOWN = "9"
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """``AU_OCC/F001_T1.csv`` (0, 1, 9 = unknown), ``AU_INT/AU06/F001_T1_AU06.csv`` (0 to 5, 9); ``F001/T1/0001.jpg``.
+    """`AU_OCC/F001_T1.csv` (0, 1, 9 = unknown), `AU_INT/AU06/F001_T1_AU06.csv` (0 to 5, 9); `F001/T1/0001.jpg`.
 
-    Flat names are ``F001_T1_0001.jpg``, films ``F001_T1.avi`` or ``F001/T1.avi``. An AU has the intensity in its
-    intensity file, if there is one. Otherwise it is ``PRESENT``, 0 if absent, and NaN if unknown.
+    Flat names are `F001_T1_0001.jpg`, films `F001_T1.avi` or `F001/T1.avi`. An AU has the intensity in its
+    intensity file, if there is one. Otherwise it is `PRESENT`, 0 if absent, and NaN if unknown.
     """
     frames = tree.frames(r"([fm]\d{3})[/_-](t\d+)(?:\.\w+)?[/_-](?:[^/\d]*)0*(\d{1,9})\.(?:jpe?g|png|bmp)")
     graded: dict[tuple[str, str], dict[str, str]] = {}
@@ -90,7 +90,7 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
 
 
 def intensities(tree: Tree, file: str, name: str, report: Report) -> dict[int, tuple[float, int]]:
-    """Lines ``frame,intensity`` -> intensity and line by frame; a second line of a frame is left out."""
+    """Lines `frame,intensity` -> intensity and line by frame; a second line of a frame is left out."""
     found: dict[int, tuple[float, int]] = {}
     for line, row in tree.rows(file):
         frame = whole(row[0])

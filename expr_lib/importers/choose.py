@@ -1,4 +1,4 @@
-"""Which of several faces in a photograph is meant: one set of options for all commands that find faces."""
+"""The choice among several faces in a photograph, as options of all commands that find faces."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_FACE = 1000
-"""The largest number that is accepted for one of the faces of a photograph."""
+"""Largest number of a face in a photograph."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of several faces in a photograph is meant."""
+    """The choice among several faces in a photograph."""
 
     largest: bool = False  # of several faces in a photograph take the largest
     face: int = 0  # of several faces take this one, counted from 1 from left to right
@@ -25,15 +25,15 @@ class Choice:
         if not 0 <= self.face <= MAX_FACE:
             raise InputError(f"face: found {self.face}, expected 1 to {MAX_FACE}, or 0 for no choice")
         if self.largest and self.face:
-            raise InputError(f"face: found {self.face} and --largest with it, expected one of the two")
+            raise InputError(f"face: found {self.face} together with --largest, expected one of the two")
 
 
 def chosen(found: list[np.ndarray], choice: Choice) -> np.ndarray:
-    """One of several faces, each given by its landmarks (68, 2); ``ValueError`` if it is not clear which."""
+    """The chosen one of several faces, given by their landmarks (68, 2); `ValueError` if the choice is not clear."""
     if len(found) == 1:
         return found[0]
     if choice.face > len(found):
-        raise ValueError(f"found {len(found)} faces, expected {choice.face} or more, as --face {choice.face} says")
+        raise ValueError(f"found {len(found)} faces, expected at least {choice.face} for --face {choice.face}")
     if choice.face:
         return sorted(found, key=lambda points: float(points[:, 0].mean()))[choice.face - 1]
     area = [float((points.max(0) - points.min(0)).prod()) for points in found]

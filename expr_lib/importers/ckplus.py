@@ -19,10 +19,10 @@ LAST_AU = 46
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """``FACS/S005/001/S005_001_00000011_facs.txt``, lines ``AU intensity``: the last frame of a sequence.
+    """`FACS/S005/001/S005_001_00000011_facs.txt`, lines `AU intensity`: the last frame of a sequence.
 
     The coders listed every AU that they saw, so AUs that are not in the file are 0, or unknown if a line of the file
-    cannot be read. Intensity 0 means present without an intensity (``PRESENT``). The first frame of a coded sequence is
+    cannot be read. Intensity 0 means present without an intensity (`PRESENT`). The first frame of a coded sequence is
     the neutral face, with all AUs 0. Both images are aligned by their landmarks.
     """
 
@@ -58,7 +58,7 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
 
 
 def codes(tree: Tree, file: str, report: Report) -> tuple[dict[str, float], bool]:
-    """Lines ``AU intensity``, both written like 9.0000000e+00 -> intensities, and whether all lines could be read."""
+    """Lines `AU intensity`, both written like 9.0000000e+00 -> intensities, and whether all lines could be read."""
     au: dict[str, float] = {}
     rows = list(tree.rows(file, ";\t "))
     lost = len(rows) == 0  # the file is empty or unreadable
@@ -85,7 +85,7 @@ def codes(tree: Tree, file: str, report: Report) -> tuple[dict[str, float], bool
 
 
 def landmarks_of(tree: Tree, file: str | None, report: Report) -> np.ndarray | None:
-    """68 lines ``x y`` -> (68, 2); None if there is no such file."""
+    """68 lines `x y` -> (68, 2); None if there is no such file."""
     if file is None:
         return None
     try:

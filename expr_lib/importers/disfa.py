@@ -14,7 +14,7 @@ from expr_lib.importers.source import UNKNOWN, LabelledImage, Report, Tree, au_n
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """``ActionUnit_Labels/SN001/SN001_au1.txt``, lines ``frame,intensity``; frames are images below a folder SN001.
+    """`ActionUnit_Labels/SN001/SN001_au1.txt`, lines `frame,intensity`; frames are images below a folder SN001.
 
     Or they are those of a film with SN001 in its name. Labels count frames from 1. Images that count from 0 are
     shifted, with a note in the report.

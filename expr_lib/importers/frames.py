@@ -105,9 +105,9 @@ class Lookup:
     def frames(
         self, film: str, near: str, numbers: set[int], first: int, file: str, rivals: Iterable[str]
     ) -> dict[int, str]:
-        """Frames of a film by the numbers in a table, which start at ``first``; ``near`` is the folder of the table.
+        """Frames of a film by the numbers in a table, which start at `first`; `near` is the folder of the table.
 
-        ``rivals`` are the folders of all films with that name. The film itself is read if its frames are not there as
+        `rivals` are the folders of all films with that name. The film itself is read if its frames are not there as
         images. The numbers in the names of the images are used if they are those of the table, or start at the other
         first number (0 or 1); otherwise, if there is one image for each number, their order is used. The last two cases
         are noted in the report.
@@ -137,7 +137,7 @@ class Lookup:
         return self.nearest(self.cut.get(film.lower(), {}), near, file, self.named.get(film.lower(), [])) or {}
 
     def nearest(self, places: dict[str, Images], near: str, file: str, rivals: Iterable[str]) -> Images | None:
-        """The images in the place whose path is most similar to ``near``, unless ``rivals`` has a more similar one.
+        """The images in the place whose path is most similar to `near`, unless `rivals` has a more similar one.
 
         If several are equally similar and none has more than twice as many images as each other, the result is None,
         with a line in the report.
@@ -158,10 +158,10 @@ class Lookup:
 
 
 def in_step(frames: list[str], numbers: set[int], first: int, file: str, report: Report) -> dict[int, str]:
-    """Frames of a film by the numbers in a table, which should start at ``first``.
+    """Frames of a film by the numbers in a table, which should start at `first`.
 
     A table with a frame 0 counts from 0, and one whose last number is one beyond the film counts from 1. If that is not
-    ``first``, or if a table without gaps ends one frame before or after the film, the report says so.
+    `first`, or if a table without gaps ends one frame before or after the film, the report says so.
     """
     last, counted = max(numbers, default=0), first
     if numbers and first == 1 and 0 in numbers:
@@ -178,7 +178,7 @@ def in_step(frames: list[str], numbers: set[int], first: int, file: str, report:
 
 
 def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report: Report) -> Iterator[LabelledImage]:
-    """The images of a table that names its photographs or films; frames are counted from ``first``."""
+    """The images of a table that names its photographs or films; frames are counted from `first`."""
     near, films = posixpath.dirname(file), dict[str, dict[int, str]]()
     sources = {entry.source: None for entry in entries if entry.frame is not None}
     for film in sources:

@@ -1,6 +1,6 @@
-"""The folder of GANimation: ``imgs/``, ``aus_openface.pkl``, ``train_ids.csv`` and ``test_ids.csv``.
+"""The folder of GANimation: `imgs/`, `aus_openface.pkl`, `train_ids.csv` and `test_ids.csv`.
 
-Unpickling can run any program, so this file is not unpickled: ``pickled.py`` extracts numbers and names only.
+Unpickling can run any program, so this file is not unpickled: `pickled.py` extracts numbers and names only.
 Source of the format: Pumarola et al., *GANimation*, ECCV 2018, and its code.
 """
 
@@ -20,7 +20,7 @@ UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """Entries of ``aus_openface.pkl``: name of an image -> 17 intensities. Each image counts as a person."""
+    """Entries of `aus_openface.pkl`: name of an image -> 17 intensities. Each image counts as a person."""
     file = tree.one_each(r"aus_openface\.pkl", lambda _: None, "aus_openface.pkl").get(None)
     if file is None:
         raise FileNotFoundError(f"{tree.root / 'aus_openface.pkl'}: not found; expected AUs of the images in imgs/")
@@ -50,13 +50,13 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
 
 
 def stem_of(name: str) -> str:
-    """``N_0000000356_00190.jpg``, with or without its ending -> lower case without ending."""
+    """`N_0000000356_00190.jpg`, with or without its ending -> lower case without ending."""
     name = name.lower()
     return posixpath.splitext(name)[0] if name.endswith(IMAGE_ENDINGS) else name
 
 
 def load(tree: Tree, file: str) -> dict[str, Any]:
-    """The dict in a pickle of arrays; ``InputError`` for any other pickle."""
+    """The dict in a pickle of arrays; `InputError` for any other pickle."""
     tree.opened.add(file)
     path = tree.root / file
     try:
@@ -68,7 +68,7 @@ def load(tree: Tree, file: str) -> dict[str, Any]:
 
 
 def splits(tree: Tree, report: Report) -> dict[str, tuple[str, str, int]]:
-    """Name as by ``stem_of`` -> (train or test, file, line); empty if there are no such files."""
+    """Name as by `stem_of` -> (train or test, file, line); empty if there are no such files."""
     found: dict[str, tuple[str, str, int]] = {}
     for rel, match in tree.matching(r"(train|test)_ids\.csv"):
         for line, row in tree.rows(rel, ""):  # a name may contain blanks

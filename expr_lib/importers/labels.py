@@ -28,7 +28,7 @@ DLIB_OF_MESH = (
 def intensity(
     cell: str, name: str, report: Report, file: str, line: int, *, scale: float = 1.0, unknown: str = ""
 ) -> float:
-    """A cell, number times ``scale`` or FACS letter -> intensity in [0, 5]; NaN if it is empty or ``unknown``.
+    """A cell, number times `scale` or FACS letter -> intensity in [0, 5]; NaN if it is empty or `unknown`.
 
     Values just outside are clipped, with a note in the report. Anything else becomes NaN, with a line in the report.
     """
@@ -52,7 +52,7 @@ def intensity(
 
 
 def presence(cell: str, name: str, report: Report, file: str, line: int, *, unknown: str = "") -> float:
-    """0 -> 0, 1 -> ``PRESENT``, empty or ``unknown`` -> NaN; anything else becomes NaN, with a line in the report."""
+    """0 -> 0, 1 -> `PRESENT`, empty or `unknown` -> NaN; anything else becomes NaN, with a line in the report."""
     text = cell.strip().lower()
     if text in (*NOTHING, unknown):
         return UNKNOWN
@@ -69,9 +69,9 @@ def presence(cell: str, name: str, report: Report, file: str, line: int, *, unkn
 
 
 def au_columns(row: dict[str, str], report: Report, file: str, line: int, *, scale: float = 1.0) -> dict[str, float]:
-    """Intensities in the columns ``AU1``, ``AU01`` or ``AU01_r`` of a row, read as :func:`intensity` does.
+    """Intensities in the columns `AU1`, `AU01` or `AU01_r` of a row, read as `intensity` does.
 
-    An AU that has only a column ``AU01_c`` is present or absent.
+    An AU that has only a column `AU01_c` is present or absent.
     """
     au: dict[str, float] = {}
     columns = [(column, name) for column in row if column.startswith("au") and (name := au_name(column))]
@@ -94,7 +94,7 @@ def au_columns(row: dict[str, str], report: Report, file: str, line: int, *, sca
 
 
 def landmarks(row: dict[str, str]) -> np.ndarray | None:
-    """Columns ``x_0`` to ``y_67`` of a row, or the nearest points of a mesh -> (68, 2); None without such columns.
+    """Columns `x_0` to `y_67` of a row, or the nearest points of a mesh -> (68, 2); None without such columns.
 
     All are NaN if a cell is not a number. Whether the points fit the image is checked when it is cropped.
     """

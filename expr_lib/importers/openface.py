@@ -1,6 +1,6 @@
 """OpenFace: any folder of photographs, such as CelebA, with the tables of FaceLandmarkImg or FeatureExtraction.
 
-Columns are found by stripped name, ``AUxx_r`` (intensity) before ``AUxx_c`` (presence). Source of the format:
+Columns are found by stripped name, `AUxx_r` (intensity) before `AUxx_c` (presence). Source of the format:
 Baltrusaitis et al., *OpenFace 2.0*, FG 2018, and the page "Output format" of its wiki; for the files beside
 the tables, RecorderOpenFace.cpp of its source code.
 """
@@ -20,9 +20,9 @@ CONFIDENCE = 0.8
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """``NAME.csv`` labels the photograph ``NAME.*`` or, if it has a column ``frame``, the frames of the film NAME.
+    """`NAME.csv` labels the photograph `NAME.*` or, if it has a column `frame`, the frames of the film NAME.
 
-    Each ``face_id`` of a film is a person. Images made by OpenFace are used only if the originals are missing.
+    Each `face_id` of a film is a person. Images made by OpenFace are used only if the originals are missing.
     """
     lookup = Lookup(tree)
     person = identities(tree, lookup, report)
@@ -83,7 +83,7 @@ def of_a_photograph(
 def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
     """The photograph of a table, if possible not the copy beside the table, in which OpenFace has drawn.
 
-    ``own`` are the paths of all tables, without ending; an image beside a table with its name belongs to that table.
+    `own` are the paths of all tables, without ending; an image beside a table with its name belongs to that table.
     """
     tree, (folder, name) = lookup.tree, posixpath.split(posixpath.splitext(file)[0])
     images = lookup.photographs.get(name.lower(), [])
@@ -104,7 +104,7 @@ def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
 def leave_drawn_films(own: set[str], lookup: Lookup) -> None:
     """Forget the films on which OpenFace drew: beside a table, and named by its details or with another of that name.
 
-    ``own`` are the paths of all tables, without ending.
+    `own` are the paths of all tables, without ending.
     """
     tree = lookup.tree
     for film in [film for film in tree.films if film.lower().endswith(".avi")]:
@@ -118,7 +118,7 @@ def leave_drawn_films(own: set[str], lookup: Lookup) -> None:
 
 
 def written_names(path: str, tree: Tree) -> dict[str, str]:
-    """What OpenFace says in ``NAME_of_details.txt``, such as ``Output image:one.jpg``: key -> value."""
+    """The entries of OpenFace's `NAME_of_details.txt`, such as `Output image:one.jpg` -> {key: value}."""
     if (details := tree.files.get(f"{path}_of_details.txt".lower())) is None:
         return {}
     text = (tree.root / details).read_bytes()[:10_000].decode("utf-8", "replace")
@@ -166,7 +166,7 @@ def doubtful(row: dict[str, str]) -> bool:
 
 
 def identities(tree: Tree, lookup: Lookup, report: Report) -> dict[str, str]:
-    """Read CelebA's ``identity_CelebA.txt``, if there is one -> {image: person}."""
+    """Read CelebA's `identity_CelebA.txt`, if there is one -> {image: person}."""
     found: dict[str, str] = {}
     for rel, _ in tree.matching(r"identity_celeba\.txt"):
         for line, row in tree.rows(rel):

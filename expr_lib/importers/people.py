@@ -1,7 +1,7 @@
-"""The person on each image: from ``people.csv``, else from the source, else from the folders.
+"""The person on each image: from `people.csv`, else from the source, else from the folders.
 
-The source folder of any form may have a file ``people.csv``, for example to assign two films to one person. Its lines
-are ``name,person``; a name is an image, a film or a folder (with or without its parent folders and ending), or the
+The source folder of any form may have a file `people.csv`, for example to assign two films to one person. Its lines
+are `name,person`; a name is an image, a film or a folder (with or without its parent folders and ending), or the
 source's own name of a person.
 """
 
@@ -18,7 +18,7 @@ HEADERS, NAMES = ("person", "subject"), ("name", "image", "film", "file", "folde
 
 
 def with_people(faces: list[LabelledImage], tree: Tree, report: Report) -> None:
-    """Set the person of every image: from ``people.csv``, else from the source, else the name of the folder.
+    """Set the person of every image: from `people.csv`, else from the source, else the name of the folder.
 
     If all images without a person are in one folder, each counts as a separate person; a film is one person.
     """
@@ -38,9 +38,9 @@ def with_people(faces: list[LabelledImage], tree: Tree, report: Report) -> None:
 
 
 def names_of(face: LabelledImage) -> Iterator[str]:
-    """Names that ``people.csv`` may use for an image, most specific first: image, person or film, label file, folders.
+    """Names that `people.csv` may use for an image, most specific first: image, person or film, label file, folders.
 
-    Several people in one film have the names ``film 0``, ``film 1``, ...; the name of the film alone is then ignored.
+    Several people in one film have the names `film 0`, `film 1`, ...; the name of the film alone is then ignored.
     """
     film, folder = plain(face.where[0]), posixpath.dirname(face.image)
     folders = [folder]
@@ -61,7 +61,7 @@ def plain(name: str) -> str:
 
 
 def people(tree: Tree, report: Report) -> dict[str, tuple[str, int]]:
-    """Read ``people.csv``, if there is one -> {name as by :func:`plain`: (person, line)}."""
+    """Read `people.csv`, if there is one -> {name as by `plain`: (person, line)}."""
     found: dict[str, tuple[str, int]] = {}
     if (file := tree.files.get(PEOPLE)) is None:
         return found

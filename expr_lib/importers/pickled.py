@@ -1,8 +1,8 @@
 """Reading a dict of numbers from a pickle without unpickling it.
 
-A pickle is a program. Its opcodes are read here one by one (``pickletools``) into plain values: strings, numbers,
-bytes, tuples, lists, dicts and the three records below. Only the opcodes that ``pickle.dump`` writes for numpy arrays,
-numpy numbers and ``OrderedDict`` (protocols 0 to 5) are accepted. Arrays are built at the end, from a checked shape,
+A pickle is a program. Its opcodes are read here one by one (`pickletools`) into plain values: strings, numbers,
+bytes, tuples, lists, dicts and the three records below. Only the opcodes that `pickle.dump` writes for numpy arrays,
+numpy numbers and `OrderedDict` (protocols 0 to 5) are accepted. Arrays are built at the end, from a checked shape,
 type and length.
 """
 
@@ -44,7 +44,7 @@ class Type:
 
 @dataclass(slots=True)
 class Array:
-    """The bytes of an array, or of one number (shape ``()``)."""
+    """The bytes of an array, or of one number (shape `()`)."""
 
     type: Type | None = None
     shape: tuple[int, ...] = ()
@@ -205,7 +205,7 @@ KNOWN = (
 
 
 def opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
-    """Name and argument of each opcode, as by ``pickletools.genops``.
+    """Name and argument of each opcode, as by `pickletools.genops`.
 
     Unlike there, a string of Python 2, protocol 0, may contain any byte, not only ASCII.
     """
@@ -224,7 +224,7 @@ def opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def checked(value: Any) -> Any:
-    """An argument; ``ValueError`` for a number of more than 64 bits."""
+    """An argument; `ValueError` for a number of more than 64 bits."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError("refused: a whole number of more than 64 bits")
     return bytes(value) if isinstance(value, bytearray) else value
@@ -247,7 +247,7 @@ def said(value: Any) -> str:
 
 
 def read_pickle(data: bytes) -> dict[str, Any]:
-    """The dict in a pickle, values as :func:`numbers` takes them; ``ValueError`` in one line for anything else."""
+    """The dict in a pickle, values as `numbers` takes them; `ValueError` in one line for anything else."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"found {len(data):,} bytes, expected at most {MAX_BYTES:,}")
     try:
@@ -264,7 +264,7 @@ def read_pickle(data: bytes) -> dict[str, Any]:
 
 
 def numbers(value: Any, length: int) -> list[float] | str:
-    """A list, tuple or array of ``length`` numbers as a flat list, or a description of any other value."""
+    """A list, tuple or array of `length` numbers as a flat list, or a description of any other value."""
     if isinstance(value, Array):
         found = value.numbers()
         right = len(found) == length and found.dtype.kind in "fiu"

@@ -1,4 +1,4 @@
-"""How far is a head turned? Least squares between 68 landmarks and the landmarks of the rendered head."""
+"""The rotation of a head: least squares between 68 landmarks and those of the rendered head."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ POINTS = np.array([
 ])  # fmt: skip
 """(68, 3) millimetres on the mean head at rest, x to image right, y up, z towards the camera; by tools/landmarks.py."""
 INNER = slice(17, 68)
-"""Brows, nose, eyes and mouth. Those of the jaw lie on the outline, which is another part of the head in each pose."""
+"""Brows, nose, eyes and mouth, without the jaw, whose landmarks are on the outline, which depends on the pose."""
 ROUNDS = 100
-"""At most, until no number changes by more than 0.0001."""
+"""Largest number of iterations, which end when no number changes by more than 0.0001."""
 
 
 def rotation_of(points: np.ndarray) -> np.ndarray:
-    """68 landmarks (68, 2), x to the right and y down, in any unit -> rotation (3, 3) of the head seen from afar.
+    """68 landmarks (68, 2), x to the right and y down, in any unit -> rotation (3, 3) of the head.
 
-    Scaled orthographic least squares by alternation: the depth of each landmark is that of the model as it is turned
-    now, then the rotation is found in closed form (Kabsch 1976). Landmarks in a single place give no rotation: NaN.
+    Least squares with scaled orthographic projection, in alternation: the depth of each landmark is that of the model
+    with the current rotation, then the rotation is found in closed form (Kabsch 1976). NaN if all landmarks are in one
+    place.
     """
     model = POINTS[INNER] - POINTS[INNER].mean(0)
     seen = (points[INNER] - points[INNER].mean(0)) * (1, -1)  # y up
@@ -48,6 +49,6 @@ def rotation_of(points: np.ndarray) -> np.ndarray:
 
 
 def yaw(points: np.ndarray) -> float:
-    """Landmarks (68, 2) -> how far the head turns to its left, in degrees, whatever its roll; 90 if they are none."""
-    x, _, z = rotation_of(points)[2]  # where the camera is, as seen from the head
+    """Landmarks (68, 2) -> yaw of the head to its left in degrees, for any roll; 90 for invalid landmarks."""
+    x, _, z = rotation_of(points)[2]  # direction of the camera, seen from the head
     return 90.0 if np.isnan(x) else float(np.degrees(np.arctan2(-x, z)))

@@ -1,4 +1,4 @@
-"""py-feat: tables as ``Detector.detect(...)`` writes them (a Fex), one row for each face of an image or frame.
+"""py-feat: tables as `Detector.detect(...)` writes them (a Fex), one row for each face of an image or frame.
 
 Its AUs are probabilities or normalized intensities from 0 to 1; here they are multiplied by 5 (our choice), so they are
 not FACS intensities. Source of the format: Cheong et al., *Py-Feat: Python Facial Expression Analysis Toolbox*, 2023.
@@ -20,13 +20,13 @@ from expr_lib.importers.pose import yaw
 from expr_lib.importers.source import IMAGE_ENDINGS, LabelledImage, Report, Tree, parse_number, whole
 
 SCORE = 0.8
-"""``FaceScore`` below which a row is left out; our choice."""
+"""`FaceScore` below which a row is left out; our choice."""
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """Rows of every ``*.csv`` with the column ``input`` and AUs or blend shapes.
+    """Rows of every `*.csv` with the column `input` and AUs or blend shapes.
 
-    ``input`` is a photograph, or a film whose frames ``frame`` counts from 0; it is matched by the longest common end
+    `input` is a photograph, or a film whose frames `frame` counts from 0; it is matched by the longest common end
     of the paths.
     """
     lookup = Lookup(tree)
@@ -58,7 +58,7 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
 
 
 def sound_mesh(row: dict[str, str], report: Report, file: str, line: int) -> np.ndarray | None:
-    """The landmarks, except those of a mesh that looks turned although ``Yaw``, in any unit, says that it is not."""
+    """The landmarks of a row; None for a mesh that is turned although the column `Yaw`, in any unit, is small."""
     points = landmarks(row)
     if points is None or f"x_{MESH - 1}" not in row or not np.isfinite(points).all():
         return points

@@ -2,7 +2,7 @@
 
 The pictures were not coded: the labels are the AUs that the models were asked to show. Source: Langner et al.,
 *Presentation and validation of the Radboud Faces Database*, Cognition & Emotion 24(8), 2010; target codes and their
-letters by Hawk & van der Schalk. A range of letters becomes its middle, a code without a letter becomes ``PRESENT``.
+letters by Hawk & van der Schalk. A range of letters becomes its middle, a code without a letter becomes `PRESENT`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = sorted({name for au in TARGETS.values() for name in au}, key=lambda name
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """``Rafd090_01_Caucasian_female_angry_frontal.jpg``; frontal cameras (090) only."""
+    """`Rafd090_01_Caucasian_female_angry_frontal.jpg`; frontal cameras (090) only."""
     pattern = r"rafd(\d{3})_(\d+)_[a-z]+_(?:fe)?male_([a-z]+)_(?:frontal|left|right)\.(?:jpe?g|png)"
     for rel, match in tree.matching(pattern):
         angle, person, expression = match.groups()

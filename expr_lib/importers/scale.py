@@ -45,7 +45,7 @@ class Scale:
     before: dict[str, Tally] = field(default_factory=dict)
 
     def saw(self, file: str, line: int, name: str, cell: str, value: float, limit: float, good: bool) -> None:
-        """Count a label; ``value`` is its number (NaN if it is none), ``limit`` the largest that the form allows."""
+        """Count a label; `value` is its number (NaN if it is none), `limit` the largest that the form allows."""
         if file != self.file:
             self.end_of_file()
             self.file, self.limit = file, limit
@@ -63,7 +63,7 @@ class Scale:
             tally.first = tally.first or f"{file}: {place}column {name}: found {cell[:40]!r}, expected 0 to {limit:g}"
 
     def end_of_file(self) -> None:
-        """Check each AU of the file; ``InputError`` if its scale is wrong."""
+        """Check each AU of the file; `InputError` if its scale is wrong."""
         largest = max((tally.largest for tally in self.here.values()), default=0.0)
         for name, tally in self.here.items():
             self.stop_where_most_are_bad(tally, ROWS, largest)
@@ -71,7 +71,7 @@ class Scale:
         self.here = {}
 
     def end(self) -> None:
-        """Check each AU over all files, and all AUs together; ``InputError`` if a scale is wrong."""
+        """Check each AU over all files, and all AUs together; `InputError` if a scale is wrong."""
         self.end_of_file()
         everything = Tally()
         for tally in self.before.values():

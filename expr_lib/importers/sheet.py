@@ -1,4 +1,4 @@
-"""Folders of photographs: cut the face out of each, with a contact sheet that shows what was done."""
+"""Cropping the face from each photograph of a folder, with contact sheets that show the results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from expr_lib.importers.align import Aligned, align, inverse
 from expr_lib.importers.choose import Choice
 
 
-def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, height: int = 220) -> np.ndarray:
-    """What was done with one photograph (None: it could not be read), one line of a contact sheet: (H, W, 3) uint8.
+def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str) -> np.ndarray:
+    """One line of a contact sheet, (H, W, 3) uint8, for a photograph (None if it could not be read) and its result.
 
-    Left the photograph with the landmarks and the frame of the cut, then the cut, then the name or why it was left out.
+    From left to right: the photograph with the landmarks and the frame of the crop, the crop, and the name or the
+    reason why it was left out.
     """
-    pad = 12
+    height, pad = 220, 12
     row = Image.new("RGB", (2 * height + 420 + 4 * pad, height + pad), "white")
     draw = ImageDraw.Draw(row)
     if photo is not None:
@@ -44,15 +45,15 @@ def contact_row(name: str, photo: np.ndarray | None, result: Aligned | str, heig
 
 
 PAGE = 20
-"""Photographs on one page of the contact sheet: 4,640 pixels high."""
+"""Number of photographs on one page of the contact sheet, which is then 4,640 pixels high."""
 
 
 def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> Iterator[str]:
-    """Cut the face out of each photograph, and of all below a folder, into ``out``; yields a line on each file written.
+    """Crop the face from each photograph, also from those in folders, to `out`; yields a line for each file written.
 
-    Folders are kept, so that people with a ``1.png`` each do not mix. One photograph and one page of the contact sheet
-    are in memory at a time. Raises ``ValueError`` where there is no file and, when the contact sheet is written, where
-    no file shows a face.
+    Subfolders are kept, so that files with the same name stay apart. One photograph and one page of the contact sheet
+    are in memory at a time. Raises `ValueError` if there is no file and, after the contact sheets are written, if no
+    face was found.
     """
     files = list(files_below(paths, out))
     if not any(file.exists() for file, _ in files):
@@ -80,13 +81,13 @@ def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> It
             yield str(write_png(sheets[(n - 1) // PAGE], np.concatenate(rows)))
             rows.clear()
     if len(written) == len(sheets):
-        raise ValueError(f"found no face in any of {len(files)} files, expected one at least; why: {sheets[0]}")
+        raise ValueError(f"found no face in any of {len(files)} files, expected at least one; reasons: {sheets[0]}")
 
 
 def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:
-    """Files, and those in folders at any depth -> each with the path that it gets; ``out`` itself is not entered.
+    """All given files, and all files in the given folders, each with its path below `out`.
 
-    Hidden files are passed over and links to folders not followed.
+    Hidden files, links to folders and the folder `out` are left out.
     """
     several = len(paths) > 1
     for path in paths:
@@ -103,8 +104,8 @@ def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]
                     yield file, Path(path.resolve().name if several else "") / file.relative_to(path)
 
 
-def beside(*rows: Sequence[np.ndarray], height: int = 1200) -> np.ndarray:
-    """Pictures (H, W, 3) side by side, row upon row, all of one height, ``height`` pixels at most."""
-    height = min(height, max(len(picture) for row in rows for picture in row))
+def beside(*rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) in rows, scaled to one height of at most 1,200 pixels -> one picture."""
+    height = min(1200, max(len(picture) for row in rows for picture in row))
     scaled = [[Image.fromarray(x).resize((round(x.shape[1] * height / len(x)), height)) for x in row] for row in rows]
     return np.concatenate([np.concatenate([np.array(x) for x in row], axis=1) for row in scaled])

@@ -30,7 +30,7 @@ PRESENT = 3.0
 UNKNOWN = float("nan")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 PEOPLE = "people.csv"
-"""File in the source folder, of any form, that names the person on each image; read by ``people.py``."""
+"""File in the source folder, of any form, that names the person on each image; read by `people.py`."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class LabelledImage:
     split: str = ""  # train, val or test; "" = drawn by subject
     points: np.ndarray | None = None  # (68, 2) landmarks in pixels of the image, if known
     take: str = ""  # a film of one person in one view; "" = unknown
-    face: int = 0  # which of several people in the image
+    face: int = 0  # number of the person, if the image shows several
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Tree:
                     if os.path.islink(path):
                         report.left_out("link to a folder, not followed", rel)
                 elif not os.path.isfile(path):
-                    report.left_out("neither a file nor a folder, or a link that leads nowhere", rel)
+                    report.left_out("neither a file nor a folder, or a broken link", rel)
                 elif os.path.islink(path) and not os.path.realpath(path).startswith(inside):
                     report.left_out("link that leads out of the folder", rel)
                 elif (known := self.files.setdefault(rel.lower(), rel)) != rel:
@@ -116,7 +116,7 @@ class Tree:
 
     @cached_property
     def films(self) -> dict[str, list[str]]:
-        """Films that can be read -> what their frames are called, in the order in which they are shown."""
+        """Films that can be read -> names of their frames, in the order in which they are shown."""
         found = {}
         for rel in self.tables(*films.ENDINGS):
             try:
@@ -131,11 +131,11 @@ class Tree:
         return found
 
     def images(self) -> Iterator[str]:
-        """Paths of all image files; frames of films are none."""
+        """Paths of all image files, without frames of films."""
         return (rel for low, rel in self.files.items() if low.endswith(IMAGE_ENDINGS))
 
     def tables(self, *endings: str) -> Iterator[str]:
-        """Paths of all files with these endings, except ``people.csv``."""
+        """Paths of all files with these endings, except `people.csv`."""
         return (rel for low, rel in self.files.items() if low.endswith(endings) and low != PEOPLE)
 
     def matching(self, pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
@@ -144,7 +144,7 @@ class Tree:
         return ((rel, match) for low, rel in self.files.items() if (match := compiled.match(low)))
 
     def one_each(self, pattern: str, key: Callable[[re.Match[str]], Key], what: str) -> dict[Key, str]:
-        """{key of the match: path}; a second file with the same key is left out, as "second ``what``"."""
+        """{key of the match: path}; a second file with the same key is left out, as "second `what`"."""
         found: dict[Key, str] = {}
         for rel, match in self.matching(pattern):
             if (first := found.setdefault(key(match), rel)) != rel:
@@ -154,7 +154,7 @@ class Tree:
     def frames(self, pattern: str) -> dict[tuple[str, ...], dict[int, str]]:
         """Images of films: {all groups of the pattern except the last, in capitals: {last group, the frame: image}}.
 
-        A film of which there are no images is read itself, and its frames are counted from 1.
+        If there are no images of a film, the film itself is read, with its frames counted from 1.
         """
 
         def key(match: re.Match[str]) -> tuple[tuple[str, ...], int]:
@@ -192,7 +192,7 @@ class Tree:
         return None
 
     def frame(self, path: str) -> str | None:
-        """The frame of a film that a path such as ``film.avi/12.png`` means; None if there is no such film or frame."""
+        """The frame of a film that a path such as `film.avi/12.png` means; None if there is no such film or frame."""
         folder, name = posixpath.split(path)
         frames = (
             self.films.get(self.files.get(folder.lower(), ""), []) if folder.lower().endswith(films.ENDINGS) else []
@@ -216,7 +216,7 @@ class Tree:
         return None
 
     def text(self, rel: str) -> str:
-        """A text file in UTF-8 or, with a byte order mark, UTF-16; ``InputError`` names the first invalid line."""
+        """A text file in UTF-8 or, with a byte order mark, UTF-16; `InputError` names the first invalid line."""
         self.opened.add(rel)
         data = (self.root / rel).read_bytes()
         encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
@@ -228,7 +228,7 @@ class Tree:
             raise InputError(f"line {line}: found bytes that are not {found}, expected text in UTF-8") from None
 
     def rows(self, rel: str, separators: str = ";\t, ") -> Iterator[tuple[int, list[str]]]:
-        """Lines of a table as (line number, stripped cells), separated by the first of ``separators`` that line 1 has.
+        """Lines of a table as (line number, stripped cells), separated by the first of `separators` that line 1 has.
 
         A blank stands for any number of blanks. Without a separator, a line is one cell. Blank lines are ignored. A
         file that is not text gives no rows but a line in the report; invalid lines are left out.
@@ -253,10 +253,10 @@ class Tree:
                 yield number, [cell.strip() for cell in row]
 
     def table(self, rel: str, *needed: str) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
-        """Columns of a table with a header, and its rows as (line number, cells by column), named as by ``folded``.
+        """Columns of a table with a header, and its rows as (line number, cells by column), named as by `folded`.
 
         Lines with fewer or more cells than the header are left out, and so is a table that has a column twice. If
-        columns are ``needed``, this raises an ``InputError``, and so does a missing column.
+        columns are `needed`, this raises an `InputError`, and so does a missing column.
         """
         if needed:
             try:
@@ -295,7 +295,7 @@ class Tree:
 def records(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
     """Lines of a table with their numbers; lines that share a quoted cell are kept together.
 
-    A quote that is not closed within ten lines counts as damage of its own line.
+    A quote that is not closed within ten lines is damage of its line only.
     """
     at = 0
     while at < len(lines):
@@ -312,8 +312,8 @@ def records(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 def folded(header: tuple[str, ...]) -> tuple[str, ...]:
     """The names of columns for look-ups, in lower case unless two columns would then have the same name.
 
-    Thus ``x_0`` (pixels) and ``X_0`` (millimetres) of OpenFace keep their names, as does ``X_0`` in any table with a
-    ``Z_0``. The names of AUs are always in lower case.
+    Thus `x_0` (pixels) and `X_0` (millimetres) of OpenFace keep their names, as does `X_0` in any table with a
+    `Z_0`. The names of AUs are always in lower case.
     """
     times = Counter(name.lower() for name in header)
     space = re.compile(r"[XYZ]_\d+" if "Z_0" in header else r"(?!)")
@@ -326,7 +326,7 @@ def folded(header: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def au_name(column: str) -> str | None:
-    """``AU01_r``, ``au1``, ``1`` -> ``AU1``; None for anything else.
+    """`AU01_r`, `au1`, `1` -> `AU1`; None for anything else.
 
     A blink (AU45) is a short closing of the eyes (AU43). A single image cannot distinguish them, so both become AU43.
     """
@@ -335,7 +335,7 @@ def au_name(column: str) -> str | None:
 
 
 def parse_number(cell: str) -> float:
-    """A number with a decimal point or comma; ``ValueError`` for anything else."""
+    """A number with a decimal point or comma; `ValueError` for anything else."""
     text = cell.strip().replace(",", ".")
     if not NUMBER.fullmatch(text):
         raise ValueError(f"found {cell[:40]!r}, expected a number")
@@ -343,6 +343,6 @@ def parse_number(cell: str) -> float:
 
 
 def whole(cell: str) -> int | None:
-    """A whole number of at most nine digits, such as ``12`` or ``12.0``; None for anything else."""
+    """A whole number of at most nine digits, such as `12` or `12.0`; None for anything else."""
     match = re.fullmatch(r"0*(\d{1,9})(?:[.,]0*)?", cell.strip(), re.ASCII)
     return int(match[1]) if match else None

@@ -1,4 +1,4 @@
-"""A plain table: ``labels.csv`` with the column ``image``, AU columns and, if known, subject, split and take."""
+"""A plain table: `labels.csv` with the column `image`, AU columns and, if known, subject, split and take."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from expr_lib.importers.source import LabelledImage, Report, Tree, au_name
 
 
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
-    """Rows of ``labels.csv``. An AU column is called ``AU1``, ``AU01`` or ``AU01_r`` (0 to 5), or ``AU01_c`` (0, 1).
+    """Rows of `labels.csv`. An AU column is called `AU1`, `AU01` or `AU01_r` (0 to 5), or `AU01_c` (0, 1).
 
-    If there is a column ``frame``, counted from 1, ``image`` may name a film. Without a column ``take`` a film is one.
+    If there is a column `frame`, counted from 1, `image` may name a film. Without a column `take` a film is one.
     """
     file = tree.files.get("labels.csv")
     if file is None:

@@ -1,8 +1,8 @@
 """Writing labelled images of any source as a data set folder, with several processes; an import can be resumed.
 
 Images are read, cropped and scaled in chunks by worker processes. The chunks are appended in order to
-``images.npy.partial``, each with a line in ``import.jsonl`` with its checksum and report. An interrupted import
-continues after the last valid chunk. At the end the file is renamed, and ``meta.json`` is written last. ``report.csv``
+`images.npy.partial`, each with a line in `import.jsonl` with its checksum and report. An interrupted import
+continues after the last valid chunk. At the end the file is renamed, and `meta.json` is written last. `report.csv`
 lists everything that was left out, every missing label and every note.
 """
 
@@ -67,10 +67,10 @@ class ImportConfig:
 def import_faces(
     kind: Kind, source: str | Path, out: str | Path, config: ImportConfig | None = None, *, progress: bool = True
 ) -> Report:
-    """Import the data set in ``source`` into the folder ``out``, or finish what an interrupted import began.
+    """Import the data set in `source` into the folder `out`, or continue an interrupted import.
 
-    Returns the report, which is also written to ``out/report.csv``. Raises ``OSError`` if files cannot be read or
-    written, ``InputError`` if nothing could be imported or ``out`` has other contents, and ``BlockingIOError`` if
+    Returns the report, which is also written to `out/report.csv`. Raises `OSError` if files cannot be read or
+    written, `InputError` if nothing could be imported or `out` has other contents, and `BlockingIOError` if
     another process is importing there.
     """
     config, report, out = config or ImportConfig(), Report(), Path(out)
@@ -187,7 +187,12 @@ def read_chunk(job: Job) -> Done:
                 cut = cut_out(image, points, size)
                 if (share := beyond(cut.matrix, image.shape[:2])) > BEYOND:
                     cases.append(
-                        (i, "note", "face that reaches beyond its image, where the edge goes on", f"{share:.0%}")
+                        (
+                            i,
+                            "note",
+                            "face that reaches beyond its image, with repeated pixels",
+                            f"{share:.0%}",
+                        )
                     )
                 image = cut.face
             else:
@@ -232,7 +237,7 @@ def write(
     faces: list[LabelledImage], au_names: list[str], source: Path, out: Path, config: ImportConfig,
     about: dict[str, Any], report: Report, progress: bool,
 ) -> None:  # fmt: skip
-    """Write the folder ``out``; ``meta.json`` is written last and marks it as complete."""
+    """Write the folder `out`; `meta.json` is written last and marks it as complete."""
     partial, journal, size = out / "images.npy.partial", out / "import.jsonl", config.size
     settings = {"format": FORMAT, "size": size, "au_names": au_names} | about | {"plan": digest(faces, source, config)}
     if (meta := out / "meta.json").exists():

@@ -17,7 +17,7 @@ LATER = ("copy-other", "self-reconstruction", "self-reconstruction of the truth"
 
 
 def folded_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
-    """A table of the `FIRST_SEEN` measures and, folded below it, the one of :func:`evaluate.markdown_table`."""
+    """A table of the `FIRST_SEEN` measures and, folded below it, the one of `evaluate.markdown_table`."""
     rows = cells(results, beside)
     short = {
         row: {name: value for name, value in values.items() if name in FIRST_SEEN}
@@ -30,9 +30,9 @@ def folded_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ())
 def update_tables(
     document: str | Path, results: dict[str, Any], beside: Sequence[dict[str, Any]] = (), *, card: bool = False
 ) -> None:
-    """Put the tables of ``results`` between the `MARKERS` of a Markdown file; of a model card, write the head too.
+    """Put the tables of `results` between the `MARKERS` of a Markdown file; of a model card, write the head too.
 
-    What is said in words stays. ``InputError`` if the file has no `MARKERS`.
+    What is said in words stays. `InputError` if the file has no `MARKERS`.
     """
     document = Path(document)
     text, begin, end = find_table(document)
@@ -45,7 +45,7 @@ def update_tables(
 
 
 def find_table(readme: Path) -> tuple[str, int, int]:
-    """The text of a Markdown file and the positions of its ``MARKERS``; ``InputError`` if it has none."""
+    """The text of a Markdown file and the positions of its `MARKERS`; `InputError` if it has none."""
     try:
         text = readme.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -57,10 +57,10 @@ def find_table(readme: Path) -> tuple[str, int, int]:
 
 
 def head(name: str, results: dict[str, Any]) -> str:
-    """The YAML with which the model card of the weights ``name`` begins, as hubs of models read it.
+    """The YAML with which the model card of the weights `name` begins, as hubs of models read it.
 
-    Licence, task, and every measure of ``results`` with its value. Raises ``ModuleNotFoundError`` without the extra
-    ``train``, whose packages bring huggingface_hub; nothing is sent or fetched.
+    Licence, task, and every measure of `results` with its value. Raises `ModuleNotFoundError` without the extra
+    `train`, which contains huggingface_hub; the network is not used.
     """
     from huggingface_hub import EvalResult, ModelCardData
 

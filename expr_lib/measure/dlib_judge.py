@@ -19,9 +19,9 @@ from expr_lib.measure.judges import acceptance
 class DlibJudge:
     """dlib's face recognizer: image (B, 3, H, W) in [-1, 1] -> embedding (B, 128) of unit length, as `IdentityJudge`.
 
-    It was trained on three million photographs, independently of this project. Needs the extra ``photographs``. Images
+    It was trained on three million photographs, independently of this project. Needs the extra `photographs`. Images
     are enlarged to 256 pixels; the position of the face is that of our framing, so no face is missed. At 1 % false
-    accepts, it recognizes a rendered person in a quarter of the pairs of images only (``ceilings``), at 64 pixels and
+    accepts, it recognizes a rendered person in a quarter of the pairs of images only (`ceilings`), at 64 pixels and
     at 128, so compare its results with those for the true render.
     Source: King, *High Quality Face Recognition with Deep Metric Learning*, dlib.net, 2017 (a ResNet of 29 layers).
     """
@@ -45,9 +45,9 @@ class DlibJudge:
 
 
 def dlib_judge(faces: FaceData) -> DlibJudge:
-    """dlib's recognizer with a threshold set on every second person of ``faces`` and ceilings from the others.
+    """dlib's recognizer with a threshold set on every second person of `faces` and ceilings from the others.
 
-    dlib's own threshold is for photographs and would accept almost all rendered faces. Raises ``ImportError`` without
+    dlib's own threshold is for photographs and would accept almost all rendered faces. Raises `ImportError` without
     the extra.
     """
     landmarks = dlib_model("shape_predictor_68_face_landmarks.dat")

@@ -73,7 +73,7 @@ MEASURES = {
 }
 """Each measure: which direction is better, the perfect value, and the number of decimals in the table."""
 SECOND = {"identity_kept_dlib": ("↑ 1", 2)}
-"""``identity_kept`` by the second identity judge, if there is one."""
+"""`identity_kept` by the second identity judge, if there is one."""
 
 UNDEFINED: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
 PER_AU = ("au_icc", "au_f1", "own_expression_left")
@@ -90,40 +90,39 @@ STRATA = {
 @torch.no_grad()
 def evaluate(
     swapper: SwapMethod, plan: FacePlan, renderer: Renderer, judges: Judges, *, n_pairs: int = 500, seed: int = 0,
-    split: str = "test", batch_size: int = 32, n_strata: int = 3, n_probe: int = 6000, n_moves: int = 32,
-    n_express: int = 0,
+    batch_size: int = 32, n_strata: int = 3, n_probe: int = 6000, n_moves: int = 32, n_express: int = 0,
     n_resamples: int = 1000, device: str = "cpu", progress: bool = True, about: dict[str, Any] | None = None,
     second: DlibJudge | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Swap ``n_pairs`` fixed pairs of held-out people in both directions and measure every row of the table.
+    """Swap `n_pairs` fixed pairs of people of the split test in both directions and measure every row of the table.
 
-    Returns a dict for JSON; an estimate is ``{"value", "low", "high"}`` with a 95 % interval, None if undefined:
+    Returns a dict for JSON; an estimate is `{"value", "low", "high"}` with a 95 % interval, None if undefined:
 
-    - ``rows``        {row of ``ROWS``: {measure of ``MEASURES``: estimate}}, and ``SECOND`` with a ``second`` judge
-    - ``per_au``      {row: {AU: {measure of ``PER_AU``: estimate}}}
-    - ``strata``      {name in ``STRATA``: [{"low", "high", "n_swaps", "rows", "per_au"} of each part, nearest first]},
-      ``n_strata`` parts; 0 leaves them out
-    - ``leaks``       see :func:`probes.leaks`, with ``n_probe`` images for fitting; None if that is 0
-    - ``cross_talk``  see :func:`probes.cross_talk`, with ``n_moves`` moves of each AU; None if that is 0
-    - ``by_numbers``  see :func:`probes.by_numbers`, with ``n_express`` faces; None if that is 0 or there is no table
-    - ``swaps``       one entry for each of our swaps: rows a and b of the plan, the quantities of ``STRATA``, gain,
-      copy (``d(I^a, T)``, in [0, 2]), transfer_score, way (``d_self - d_truth``, in [0, 2]), cosine to a
-    - ``n_pairs``, ``n_subjects``, ``seed``, ``split``, ``size``, ``generator``, and ``about`` (command, checkpoint ...)
+    - `rows`        {row of `ROWS`: {measure of `MEASURES`: estimate}}, and `SECOND` with a `second` judge
+    - `per_au`      {row: {AU: {measure of `PER_AU`: estimate}}}
+    - `strata`      {name in `STRATA`: [{"low", "high", "n_swaps", "rows", "per_au"} of each part, nearest first]},
+      `n_strata` parts; 0 leaves them out
+    - `leaks`       see `probes.leaks`, with `n_probe` images for fitting; None if that is 0
+    - `cross_talk`  see `probes.cross_talk`, with `n_moves` moves of each AU; None if that is 0
+    - `by_numbers`  see `probes.by_numbers`, with `n_express` faces; None if that is 0 or there is no table
+    - `swaps`       one entry for each of our swaps: rows a and b of the plan, the quantities of `STRATA`, gain,
+      copy (`d(I^a, T)`, in [0, 2]), transfer_score, way (`d_self - d_truth`, in [0, 2]), cosine to a
+    - `n_pairs`, `n_subjects`, `seed`, `split`, `size`, `generator`, and `about` (command, checkpoint ...)
 
     Trivial answers count as methods with perfect self-reconstruction, so copy-input has a transfer of 0 and the true
-    render of 1. ``rest_left`` is measured if f_f is a picture (``swapper.rest``); copy-input keeps all expression, and
+    render of 1. `rest_left` is measured if f_f is a picture (`swapper.rest`); copy-input keeps all expression, and
     the true render has the true face at rest. Identity is compared with the input I^a. KID compares every second pair
     with the true renders of the other pairs, and the other way round, so that no image is compared with its own truth.
 
-    Raises ``InputError`` for a swapper in training mode, if ``split`` has too few pairs, and if a part would have fewer
-    than two.
+    Raises `InputError` for a swapper in training mode, if the split has too few pairs, and if a part would have
+    fewer than two.
     """
     if n_pairs < 2 * n_strata:
         raise InputError(f"found {n_pairs} pairs for {n_strata} strata, expected at least two pairs in each")
     if isinstance(swapper, nn.Module) and swapper.training:
         raise InputError("swapper: found training mode, expected eval mode; call swapper.eval() first")
     subject, au = plan.subject.numpy(), plan.au.double()
-    pairs = pairs_of(plan, n_pairs, seed, split=split)  # (n, 2)
+    pairs = pairs_of(plan, n_pairs, seed)  # (n, 2)
     found: list[dict[str, dict[str, Tensor]]] = []
     with tqdm(total=2 * n_pairs, desc="evaluate", unit="swap", disable=not progress) as bar:
         for start in range(0, n_pairs, batch_size):
@@ -144,7 +143,7 @@ def evaluate(
     }  # {name: (2n,)}, equal for both directions of a pair
 
     def table(rows: np.ndarray) -> dict[str, Any]:
-        """``rows`` and ``per_au`` of some swaps (2m,): m times a -> b, then the same pairs b -> a."""
+        """`rows` and `per_au` of some swaps (2m,): m times a -> b, then the same pairs b -> a."""
         tables: dict[str, Any] = {"rows": {}, "per_au": {}}
         truth = answered["true render"]["features"][rows]  # (2m, D)
         for name, values in answered.items():
@@ -175,7 +174,7 @@ def evaluate(
     settings: dict[str, Any] = {
         "batch_size": batch_size, "n_resamples": n_resamples, "device": device, "progress": progress,
     }  # fmt: skip
-    probed = np.flatnonzero(plan.split == split)
+    probed = np.flatnonzero(plan.split == "test")
     ours = answered["ours"]
     columns = {
         **gaps,
@@ -197,7 +196,7 @@ def evaluate(
             if n_express and isinstance(swapper, Swapper) and swapper.table is not None else None
         ),
         "n_pairs": n_pairs, "n_subjects": len(np.unique(subject[a])),
-        "seed": seed, "split": split, "size": plan.size, "generator": VERSION, "about": about or {},
+        "seed": seed, "split": "test", "size": plan.size, "generator": VERSION, "about": about or {},
         "swaps": [
             {"a": int(a[i]), "b": int(b[i]), **{name: json_number(x[i]) for name, x in columns.items()}}
             for i in range(len(both))
@@ -205,11 +204,11 @@ def evaluate(
     }  # fmt: skip
 
 
-def pairs_of(plan: FacePlan, n_pairs: int, seed: int = 0, *, split: str = "test") -> np.ndarray:
-    """The fixed pairs (n, 2) of rows of a plan that are measured, by :func:`datasets.held_out_pairs`."""
+def pairs_of(plan: FacePlan, n_pairs: int, seed: int = 0) -> np.ndarray:
+    """The fixed pairs (n, 2) of rows of a plan, in the split test, that are measured, by `datasets.held_out_pairs`."""
     empty = np.empty((len(plan), 0, 0, 3), np.uint8)
     labels = FaceData(empty, plan.subject.numpy(), plan.split, plan.au.numpy(), AU_NAMES, {})
-    return held_out_pairs(labels, n_pairs, seed, split=split)
+    return held_out_pairs(labels, n_pairs, seed)
 
 
 def pose_gap(a: Views, b: Views) -> Tensor:
@@ -230,7 +229,7 @@ def _answers(
 ) -> dict[str, dict[str, Tensor]]:
     """Measurements of every row of the table for B pairs: {row: {name: (2B, ...)}}.
 
-    ``rows`` (2B,): a, then b; image i is swapped with image i + B.
+    `rows` (2B,): a, then b; image i is swapped with image i + B.
     """
     other = np.roll(rows, len(rows) // 2)
     pixels, _ = plan.render(renderer, rows)
@@ -291,7 +290,7 @@ def _answers(
 
 
 class _Measured:
-    """One row of the table for some swaps, as one vector: ``MEASURES``, ``SECOND`` if used, ``PER_AU`` by AU."""
+    """One row of the table for some swaps, as one vector: `MEASURES`, `SECOND` if used, `PER_AU` by AU."""
 
     def __init__(
         self, x: dict[str, Tensor], au_a: Tensor, au_b: Tensor, truth: Tensor, *judges: IdentityJudge | DlibJudge | None
@@ -331,14 +330,14 @@ class _Measured:
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """Write ``results`` as JSON, whole or not at all, with each estimate and list of numbers on one line."""
+    """Write `results` as JSON, whole or not at all, with each estimate and list of numbers on one line."""
     text = json.dumps(results, indent=1, allow_nan=False)
     text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda innermost: re.sub(r"\n *", " ", innermost[0]), text)
     replace_file(Path(path), (text + "\n").encode())
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a file of :func:`write_results`; ``InputError`` for any other file."""
+    """Read a file of `write_results`; `InputError` for any other file."""
     results = read_json(path)
     checked(ResultsFile, results, str(path))
     return results
@@ -351,10 +350,10 @@ def cell(estimate: dict[str, float | None], digits: int) -> str:
 
 
 def cells(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> dict[str, dict[str, str]]:
-    """The table of ``results`` as {row: {measure: value with its 95 % interval, or a dash}}.
+    """The table of `results` as {row: {measure: value with its 95 % interval, or a dash}}.
 
-    ``beside`` are results of other checkpoints, each shown in one more row, which names the size of the pictures and
-    the number of pairs if they are not those of ``results``. Raises ``InputError`` if they were measured on other
+    `beside` are results of other checkpoints, each shown in one more row, which names the size of the pictures and
+    the number of pairs if they are not those of `results`. Raises `InputError` if they were measured on other
     people.
     """
     for other in beside:
@@ -377,7 +376,7 @@ def cells(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> dic
 
 
 def markdown(rows: dict[str, dict[str, str]]) -> str:
-    """Rows of :func:`cells` as a Markdown table; a bar in the name of a row is escaped."""
+    """Rows of `cells` as a Markdown table; a bar in the name of a row is escaped."""
     columns = next(iter(rows.values()))
     lines = ["| | " + " | ".join(f"`{name}` {(MEASURES | SECOND)[name][0]}" for name in columns) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
@@ -386,7 +385,7 @@ def markdown(rows: dict[str, dict[str, str]]) -> str:
 
 
 def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
-    """The rows of ``results`` and ``beside``, as in :func:`cells`, in Markdown, followed by probes and command."""
+    """The rows of `results` and `beside`, as in `cells`, in Markdown, followed by probes and command."""
     note = (
         f"{results['n_pairs']} pairs of {results['n_subjects']} held-out people in both directions, "
         f"{results['size']} px, 95 % bootstrap intervals over people."

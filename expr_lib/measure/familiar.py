@@ -33,7 +33,7 @@ class Familiar:
     def distance(self, image: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> distance (B,); above 1 if it exceeds that of 99 in 100 held-out renders.
 
-        It is the root mean square of the statistics in standard deviations, over ``limit``. It depends on texture,
+        It is the root mean square of the statistics in standard deviations, over `limit`. It depends on texture,
         colour and sharpness but little on their arrangement, so a swap can fail below 1. Our choice.
         """
         return self.strayed(self.judge.statistics(image).cpu())
@@ -44,21 +44,21 @@ class Familiar:
 
 
 def calibrate(judge: IdentityJudge, first: FaceData, second: FaceData, *, device: str = "cpu") -> Familiar:
-    """Mean and spread of the statistics from the renders of ``first``, the limit from those of ``second``."""
+    """Mean and spread of the statistics from the renders of `first`, the limit from those of `second`."""
     known, other = (judge_all(judge.statistics, data, device=device) for data in (first, second))  # (N, 22 * width)
     familiar = Familiar(judge, known.mean(0), known.std(0).clamp(min=1e-3))
     return replace(familiar, limit=float(familiar.strayed(other).quantile(1 - FALSE_ALARMS)))
 
 
 def save_familiar(familiar: Familiar, folder: str | Path) -> None:
-    """Write ``familiar-64.safetensors`` beside the judges of a folder; it is valid for that identity judge only."""
+    """Write `familiar-64.safetensors` beside the judges of a folder; it is valid for that identity judge only."""
     path = Path(folder) / f"familiar-{SIZE}.safetensors"
     scale = {"mean": familiar.mean, "spread": familiar.spread, "limit": torch.tensor(familiar.limit)}
     tensors.write(path, scale, {"judge": sha256(judge_paths(Path(folder))[1])})
 
 
 def load_familiar(judge: IdentityJudge, folder: str | Path = WEIGHTS) -> Familiar:
-    """Read the scale of a judge; ``FileNotFoundError``, or ``InputError`` if it is damaged or of another judge."""
+    """Read the scale of a judge; `FileNotFoundError`, or `InputError` if it is damaged or of another judge."""
     path = Path(folder) / f"familiar-{SIZE}.safetensors"
 
     def check(shapes: tensors.Shapes, about: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Two frozen judges that measure swaps and take no part in their training: an AU estimator and an identity embedder.
 
-They are trained on a separate data set with other people, see :mod:`~expr_lib.measure.train_judges`. Their scores on
+They are trained on a separate data set with other people, see `measure.train_judges`. Their scores on
 true renders of new people are their ceilings, since no swap can be expected to score higher. The ceilings are measured
 with the weights as stored (half precision) and are in the metadata of the weights.
 """
@@ -100,8 +100,8 @@ class AUJudge(nn.Module):
 class IdentityJudge(nn.Module):
     """Image (B, 3, H, W) in [-1, 1] -> embedding (B, 128) of unit length.
 
-    Two images are accepted as one person if the cosine of their embeddings exceeds ``threshold``, which a share
-    ``FALSE_ACCEPTS`` of the pairs of different, unseen people does.
+    Two images are accepted as one person if the cosine of their embeddings exceeds `threshold`, which a share
+    `FALSE_ACCEPTS` of the pairs of different, unseen people does.
     """
 
     def __init__(self, width: int = 32, dim: int = 128) -> None:
@@ -113,7 +113,7 @@ class IdentityJudge(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """Cosine above which two images are accepted as one person; ``KeyError`` if it has not been measured."""
+        """Cosine above which two images are accepted as one person; `KeyError` if it has not been measured."""
         return float(self.metadata["threshold"])
 
     def features(self, image: Tensor) -> Tensor:
@@ -154,20 +154,18 @@ class Judges(NamedTuple):
 
 
 @torch.no_grad()
-def judge_all(
-    judge: Callable[[Tensor], Tensor], data: FaceData, *, device: str = "cpu", batch_size: int = 256
-) -> Tensor:
-    """Outputs of a judge for all images of ``data``, in order, on the CPU: (N, n_aus) or (N, 128)."""
-    parts = np.array_split(np.arange(len(data)), max(1, -(-len(data) // batch_size)))
+def judge_all(judge: Callable[[Tensor], Tensor], data: FaceData, *, device: str = "cpu") -> Tensor:
+    """Outputs of a judge for all images of `data`, in order, on the CPU: (N, n_aus) or (N, 128)."""
+    parts = np.array_split(np.arange(len(data)), max(1, -(-len(data) // 256)))
     return torch.cat([judge(to_float(data.pixels(rows, device))).cpu() for rows in parts])
 
 
-def pair_cosines(embedding: Tensor, subject: np.ndarray, *, limit: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all pairs -> (of one person, of two people), both 1-D, among ``limit`` images chosen at random.
+def pair_cosines(embedding: Tensor, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all pairs -> (of one person, of two people), both 1-D, among at most 4,000 images, drawn at random.
 
-    ``embedding``: (N, D) of unit length; ``subject``: (N,).
+    `embedding`: (N, D) of unit length; `subject`: (N,).
     """
-    rows = np.random.default_rng(0).permutation(len(subject))[:limit]
+    rows = np.random.default_rng(0).permutation(len(subject))[:4000]
     e, s = embedding.numpy()[rows], subject[rows]
     upper = np.triu_indices(len(rows), k=1)
     cosine, same = (e @ e.T)[upper], (s[:, None] == s[None, :])[upper]
@@ -177,9 +175,9 @@ def pair_cosines(embedding: Tensor, subject: np.ndarray, *, limit: int = 4000) -
 def acceptance(judge: Callable[[Tensor], Tensor], first: FaceData, second: FaceData, *, device: str = "cpu") -> tuple[
     float, dict[str, float]
 ]:  # fmt: skip
-    """Threshold of an identity judge, set on the people of ``first``, and its ceilings on those of ``second``.
+    """Threshold of an identity judge, set on the people of `first`, and its ceilings on those of `second`.
 
-    The threshold is the cosine that a share ``FALSE_ACCEPTS`` of the pairs of different people exceeds.
+    The threshold is the cosine that a share `FALSE_ACCEPTS` of the pairs of different people exceeds.
     """
     _, others = pair_cosines(judge_all(judge, first, device=device), first.subject)
     threshold = float(np.quantile(others, 1 - FALSE_ACCEPTS))
@@ -195,14 +193,14 @@ def acceptance(judge: Callable[[Tensor], Tensor], first: FaceData, second: FaceD
 
 
 def save_judge(path: Path, judge: AUJudge | IdentityJudge) -> None:
-    """Write weights (matrices in half precision) and ``judge.metadata``, whole or not at all."""
+    """Write weights (matrices in half precision) and `judge.metadata`, whole or not at all."""
     weights = {name: t.half() if t.ndim > 1 and t.is_floating_point() else t for name, t in judge.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors.write(path, weights, {"kind": type(judge).__name__, "config": judge.config, **judge.metadata})
 
 
 def load_judge(path: Path, kind: type[Judge], device: str = "cpu") -> Judge:
-    """Read a judge of this class, frozen, in eval mode. Raises ``FileNotFoundError``, ``InputError`` in one line."""
+    """Read a judge of this class, frozen, in eval mode. Raises `FileNotFoundError`, `InputError` in one line."""
 
     def build(about: dict[str, Any]) -> Judge:
         made = checked(JudgeFile, about, f"{path}: metadata")
@@ -233,6 +231,6 @@ def judge_paths(folder: Path) -> tuple[Path, Path]:
 
 
 def load_judges(device: str = "cpu", folder: str | Path = WEIGHTS) -> Judges:
-    """The two judges that ship with the project (or those of ``folder``), frozen and in eval mode."""
+    """The two judges that ship with the project (or those of `folder`), frozen and in eval mode."""
     au, identity = judge_paths(Path(folder))
     return Judges(load_judge(au, AUJudge, device), load_judge(identity, IdentityJudge, device))

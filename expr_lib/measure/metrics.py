@@ -1,6 +1,6 @@
 """The measures, one function each. Statistics are float64 and NaN if undefined; NaN labels are ignored.
 
-``x``, ``y``, ``z`` are (N, K): N images and K action units; results have one entry per column, (K,).
+`x`, `y`, `z` are (N, K): N images and K action units; results have one entry per column, (K,).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _covariance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation ``cov(x, y) / sqrt(var(x) var(y))`` of each column, (K,); NaN if a column is constant."""
+    """Correlation `cov(x, y) / sqrt(var(x) var(y))` of each column, (K,); NaN if a column is constant."""
     x, y = _known(x, y)
     return _covariance(x, y) / (_covariance(x, x) * _covariance(y, y)).sqrt()
 
@@ -46,9 +46,9 @@ def pearson(x: Tensor, y: Tensor) -> Tensor:
 def icc31(x: Tensor, y: Tensor) -> Tensor:
     """Agreement of two raters up to a constant, in [-1, 1], of each column, (K,); NaN if both are constant.
 
-    ``ICC(3,1) = (BMS - EMS) / (BMS + EMS)``, BMS and EMS the mean squares between targets and of the error in a two-way
-    layout (mixed, consistency, single rater). For two raters ``BMS - EMS = 2 cov(x, y)`` and ``BMS + EMS = var(x) +
-    var(y)``. Unlike a correlation, it decreases if the scale of one rater is narrower than the other.
+    `ICC(3,1) = (BMS - EMS) / (BMS + EMS)`, BMS and EMS the mean squares between targets and of the error in a two-way
+    layout (mixed, consistency, single rater). For two raters `BMS - EMS = 2 cov(x, y)` and `BMS + EMS = var(x) +
+    var(y)`. Unlike a correlation, it decreases if the scale of one rater is narrower than the other.
     Source: Shrout & Fleiss, *Intraclass correlations*, Psychological Bulletin 86, 1979, case 3.
     """
     x, y = _known(x, y)
@@ -56,9 +56,9 @@ def icc31(x: Tensor, y: Tensor) -> Tensor:
 
 
 def f1(x: Tensor, y: Tensor) -> Tensor:
-    """``F1 = 2 TP / (2 TP + FP + FN)`` of occurrence (intensity >= ``PRESENT_AT``) of each column, (K,), in [0, 1].
+    """`F1 = 2 TP / (2 TP + FP + FN)` of occurrence (intensity >= `PRESENT_AT`) of each column, (K,), in [0, 1].
 
-    ``x`` is predicted, ``y`` is true. NaN if the AU is present in neither.
+    `x` is predicted, `y` is true. NaN if the AU is present in neither.
     """
     x, y = _known(x, y)
     judged, true = x >= PRESENT_AT, y >= PRESENT_AT  # NaN is neither
@@ -66,9 +66,9 @@ def f1(x: Tensor, y: Tensor) -> Tensor:
 
 
 def partial_correlation(x: Tensor, y: Tensor, given: Tensor) -> Tensor:
-    """Correlation of the residuals of ``x`` and ``y`` after linear regression on ``given``, of each column, (K,).
+    """Correlation of the residuals of `x` and `y` after linear regression on `given`, of each column, (K,).
 
-    ``r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2))``. With x = judge(swap), y = AUs of a, z = AUs of b,
+    `r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2))`. With x = judge(swap), y = AUs of a, z = AUs of b,
     it is the remainder of the own expression of a. Source: Fisher, *The distribution of the partial correlation
     coefficient*, 1924.
     """
@@ -84,7 +84,7 @@ def partial_correlation(x: Tensor, y: Tensor, given: Tensor) -> Tensor:
 def masked_l1(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """Mean absolute difference over the face, (B,), in [0, 2]; NaN if the mask is empty.
 
-    ``image``, ``truth``: (B, 3, S, S) in [-1, 1]; ``mask``: (B, S, S) bool.
+    `image`, `truth`: (B, 3, S, S) in [-1, 1]; `mask`: (B, S, S) bool.
     """
     inside = mask[:, None].to(image.dtype)  # (B, 1, S, S)
     return ((image - truth).abs() * inside).sum((1, 2, 3)) / (3 * inside.sum((1, 2, 3)))
@@ -93,9 +93,9 @@ def masked_l1(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 def gain(d_swap: Tensor, d_copy: Tensor) -> Tensor:
     """Share of the error of the unchanged input that the swap removes, over a whole list, a scalar.
 
-    ``1 - sum d(İ^a, T) / sum d(I^a, T)``, d = :func:`masked_l1`, T the true render. 1 is perfect, 0 is a copy of the
-    input, and below 0 the swap is worse than the input. Arguments (N,): ``d_swap = d(İ^a, T)``,
-    ``d_copy = d(I^a, T)``; swaps that are NaN in one of them are ignored. NaN if no expressions differ. Our choice.
+    `1 - sum d(İ^a, T) / sum d(I^a, T)`, d = `masked_l1`, T the true render. 1 is perfect, 0 is a copy of the
+    input, and below 0 the swap is worse than the input. Arguments (N,): `d_swap = d(İ^a, T)`,
+    `d_copy = d(I^a, T)`; swaps that are NaN in one of them are ignored. NaN if no expressions differ. Our choice.
     """
     known = ~(d_swap.isnan() | d_copy.isnan())
     error, nothing = d_swap[known].sum(), d_copy[known].sum()
@@ -103,14 +103,14 @@ def gain(d_swap: Tensor, d_copy: Tensor) -> Tensor:
 
 
 def nearer(d_swap: Tensor, d_copy: Tensor) -> Tensor:
-    """Share of the swaps that are nearer to the true answer than the input is, a scalar; arguments of :func:`gain`."""
+    """Share of the swaps that are nearer to the true answer than the input is, a scalar; arguments of `gain`."""
     return (d_swap < d_copy).double().mean()
 
 
 def rest_left(read_rest: Tensor, read_input: Tensor) -> Tensor:
     """Share of the expression left in the face at rest, a scalar: 0 is none, 1 is all, as in a copy of the input.
 
-    ``sum judge(T) / sum judge(I)`` over N images and K action units, both (N, K) intensities in [0, 5] read by the same
+    `sum judge(T) / sum judge(I)` over N images and K action units, both (N, K) intensities in [0, 5] read by the same
     judge. A judge reads some expression in every face, so the true face at rest does not score 0 either and should be
     shown for comparison. NaN if nothing is read in the inputs. Our choice.
     """
@@ -121,16 +121,16 @@ def rest_left(read_rest: Tensor, read_input: Tensor) -> Tensor:
 def transfer_score(d_swap: Tensor, d_self: Tensor, d_truth: Tensor) -> Tensor:
     """Share of the change from the expression of a to the true answer, per pair, (N,): 1 is perfect, 0 is no transfer.
 
-    ``(d(self(I^a), T) - d(İ^a, T)) / (d(self(I^a), T) - d(self(T), T))``, d = :func:`masked_l1`, T the true render,
+    `(d(self(I^a), T) - d(İ^a, T)) / (d(self(I^a), T) - d(self(T), T))`, d = `masked_l1`, T the true render,
     self the self-reconstruction, so that errors of reconstruction do not count.
-    Arguments (N,): ``d_swap = d(İ^a, T)``, ``d_self = d(self(I^a), T)``, ``d_truth = d(self(T), T)``. NaN if the two
-    expressions look so similar that ``d_self <= d_truth``.
+    Arguments (N,): `d_swap = d(İ^a, T)`, `d_self = d(self(I^a), T)`, `d_truth = d(self(T), T)`. NaN if the two
+    expressions look so similar that `d_self <= d_truth`.
     """
     return torch.where(d_self > d_truth, (d_self - d_swap) / (d_self - d_truth), torch.nan)
 
 
 def total_transfer_score(d_swap: Tensor, d_self: Tensor, d_truth: Tensor) -> Tensor:
-    """:func:`transfer_score` of a whole list: the same quotient of the means, a scalar.
+    """`transfer_score` of a whole list: the same quotient of the means, a scalar.
 
     The mean of the quotients would be dominated by pairs of similar expressions, whose denominators are almost 0.
     """
@@ -146,9 +146,9 @@ def ssim(image: Tensor, truth: Tensor) -> Tensor:
 
 
 def psnr(image: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio ``10 log10(2^2 / mean square)`` of each image in dB, (B,); as in :func:`ssim`.
+    """Peak signal-to-noise ratio `10 log10(2^2 / mean square)` of each image in dB, (B,); as in `ssim`.
 
-    At most ``ROUNDING_DB``, the noise of 8-bit pixels, because one pair of equal images would make a mean infinite.
+    At most `ROUNDING_DB`, the noise of 8-bit pixels, because one pair of equal images would make a mean infinite.
     """
     values = peak_signal_noise_ratio(image, truth, data_range=2.0, reduction="none", dim=(1, 2, 3))
     return values.clamp(max=ROUNDING_DB)
@@ -157,7 +157,7 @@ def psnr(image: Tensor, truth: Tensor) -> Tensor:
 def laplacian_variance(image: Tensor, mask: Tensor) -> Tensor:
     """Variance of the Laplacian of the gray image inside the face, (B,): how much of the finest detail there is.
 
-    ``image``: (B, 3, S, S) in [-1, 1]; ``mask``: (B, S, S) bool; NaN if the mask is empty. The Laplacian is the sum of
+    `image`: (B, 3, S, S) in [-1, 1]; `mask`: (B, S, S) bool; NaN if the mask is empty. The Laplacian is the sum of
     the four neighbours less four times the pixel. Source: Pech-Pacheco et al., *Diatom autofocusing in brightfield
     microscopy*, ICPR 2000.
     """
@@ -168,7 +168,7 @@ def laplacian_variance(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def sharpness(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """:func:`laplacian_variance` of the image as a share of that of the truth, (B,): 1 is as sharp, below 1 is softer.
+    """`laplacian_variance` of the image as a share of that of the truth, (B,): 1 is as sharp, below 1 is softer.
 
     NaN if the truth has no detail at all. Our choice.
     """
@@ -177,29 +177,29 @@ def sharpness(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 
 def identity_kept(cosine: Tensor, threshold: float) -> Tensor:
-    """Share of the swaps that the identity judge accepts as a, a scalar; ``cosine`` (N,) of the two embeddings."""
+    """Share of the swaps that the identity judge accepts as a, a scalar; `cosine` (N,) of the two embeddings."""
     return (cosine > threshold).double().mean()
 
 
 def kid(x: Tensor, y: Tensor) -> Tensor:
     """Kernel distance of two sets of features (N, D) and (M, D), a scalar; about 0 for equal distributions.
 
-    Unbiased ``MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean k(x_i, y_j)`` with
-    ``k(u, v) = (u.v / D + 1)^3``; it may be slightly negative. The two sets must be drawn independently.
+    Unbiased `MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean k(x_i, y_j)` with
+    `k(u, v) = (u.v / D + 1)^3`; it may be slightly negative. The two sets must be drawn independently.
     Source: Binkowski et al., *Demystifying MMD GANs*, ICLR 2018.
     """
     return mmd2(*(polynomial_kernel(u, v) for u, v in ((x, x), (y, y), (x, y))))
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """``(x.y / D + 1)^3`` of all pairs: (N, D), (M, D) -> (N, M) float64."""
+    """`(x.y / D + 1)^3` of all pairs: (N, D), (M, D) -> (N, M) float64."""
     return (x.double() @ y.double().T / x.shape[1] + 1) ** 3
 
 
 def mmd2(xx: Tensor, yy: Tensor, xy: Tensor, weight_x: Tensor | None = None, weight_y: Tensor | None = None) -> Tensor:
-    """The unbiased MMD^2 of :func:`kid` from its three kernel matrices, a scalar.
+    """The unbiased MMD^2 of `kid` from its three kernel matrices, a scalar.
 
-    ``weight_x`` (N,), ``weight_y`` (M,): how often each sample counts in a bootstrap. Pairs of a sample and its copy
+    `weight_x` (N,), `weight_y` (M,): how often each sample counts in a bootstrap. Pairs of a sample and its copy
     are excluded, as they would bias the result.
     """
     w = xx.new_ones(len(xx)) if weight_x is None else weight_x.to(xx)
@@ -215,9 +215,9 @@ def mmd2(xx: Tensor, yy: Tensor, xy: Tensor, weight_x: Tensor | None = None, wei
 
 
 def balanced_accuracy(read: Tensor, au: Tensor) -> Tensor:
-    """``(TPR + TNR) / 2`` of the predictions of a probe, for each AU, (n_aus,): 0.5 is chance, 1 is perfect.
+    """`(TPR + TNR) / 2` of the predictions of a probe, for each AU, (n_aus,): 0.5 is chance, 1 is perfect.
 
-    ``read``: (N, n_aus) of 1 (present), 0 or NaN, as by ``probes.probe_au``; ``au``: (N, n_aus) intensities. NaN for an
+    `read`: (N, n_aus) of 1 (present), 0 or NaN, as by `probes.probe_au`; `au`: (N, n_aus) intensities. NaN for an
     AU that is present in all images or in none.
     """
     read, au = _known(read, au)
@@ -227,16 +227,16 @@ def balanced_accuracy(read: Tensor, au: Tensor) -> Tensor:
 
 
 def leak_au(read: Tensor, au: Tensor) -> Tensor:
-    """Mean of :func:`balanced_accuracy` over the AUs with both classes, a scalar: 0.5 is no leak, 1 is all."""
+    """Mean of `balanced_accuracy` over the AUs with both classes, a scalar: 0.5 is no leak, 1 is all."""
     return balanced_accuracy(read, au).nanmean()
 
 
 def leak_id(read: np.ndarray, subject: np.ndarray) -> Tensor:
-    """Contribution of each image to the accuracy of a probe relative to chance, (N,); their mean is ``leak_id``.
+    """Contribution of each image to the accuracy of a probe relative to chance, (N,); their mean is `leak_id`.
 
-    ``mean_i [read_i = subject_i] * M / m_i``, M images of which m_i show the subject of i, is the mean recall times the
+    `mean_i [read_i = subject_i] * M / m_i`, M images of which m_i show the subject of i, is the mean recall times the
     number of subjects: 1 is no leak, for any number of images per subject; the number of subjects is the maximum. NaN
-    for images without a prediction (-1). See ``probes.probe_subject``.
+    for images without a prediction (-1). See `probes.probe_subject`.
     """
     rows = read != -1
     _, index, count = np.unique(subject[rows], return_inverse=True, return_counts=True)
@@ -249,12 +249,11 @@ def leak_id(read: np.ndarray, subject: np.ndarray) -> Tensor:
 
 
 def bootstrap(
-    statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000, seed: int = 0,
-    level: float = 0.95,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Percentile interval (low, high) of ``statistic(rows)``, with the shape of the statistic; rows (M,) int64 of N.
+    statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """95 % percentile interval (low, high) of `statistic(rows)`, each with the shape of the statistic; rows (M,) int64.
 
-    ``cluster`` (N,): clusters are drawn with replacement, with all their rows. We cluster by the subject whose face is
+    `cluster` (N,): clusters are drawn with replacement, with all their rows. We cluster by the subject whose face is
     shown, because swaps of one person depend on each other; treated as independent, they would give intervals that are
     too narrow. NaN if every resample is NaN.
     Source: Field & Welsh, *Bootstrapping clustered data*, JRSS B 69, 2007.
@@ -265,14 +264,14 @@ def bootstrap(
     drawn = np.random.default_rng(seed).integers(len(members), size=(n_resamples, len(members)))
     rows = (torch.from_numpy(np.concatenate([members[c] for c in draw])) for draw in drawn)
     values = torch.stack([torch.as_tensor(statistic(index), dtype=torch.float64) for index in rows])  # (R, ...)
-    low, high = values.nanquantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double(), dim=0)
+    low, high = values.nanquantile(torch.tensor([0.025, 0.975]).double(), dim=0)
     return low, high
 
 
 def estimates(
     statistic: Callable[[Tensor], Tensor], cluster: np.ndarray, *, n_resamples: int = 1000
 ) -> list[dict[str, float | None]]:
-    """Each entry of ``statistic(all rows)`` with its :func:`bootstrap` interval: ``{"value", "low", "high"}``.
+    """Each entry of `statistic(all rows)` with its `bootstrap` interval: `{"value", "low", "high"}`.
 
     Rounded, with None for undefined values, since JSON has no NaN and no infinity.
     """

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -44,7 +43,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """``with style(): ...`` draws in the style of the course and then restores the settings of matplotlib."""
+    """`with style(): ...` draws in the style of the course and then restores the settings of matplotlib."""
     with plt.rc_context(STYLE):
         yield
         interactive = plt.isinteractive()  # switched on by the backend of a notebook with the first figure
@@ -54,7 +53,7 @@ def style() -> Iterator[None]:
 def save(figure: Figure, path: str | Path, *, colors: int | None = None) -> Path:
     """Write a figure (PNG, SVG or PDF by its ending), whole or not at all; folders are created.
 
-    ``colors``, at most 256, halves the size of a PNG by a palette of this number of colours, with dithering.
+    `colors`, at most 256, halves the size of a PNG by a palette of this number of colours, with dithering.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +81,8 @@ def grid(
 ) -> Figure:
     """Images in rows and columns, labelled on the left and above.
 
-    ``images`` is (R, C, S, S, 3) uint8 or float in [0, 1]; ``note`` is a gray line under the picture; ``cell`` is the
-    edge of one image in inches. Raises ``ValueError`` if the labels do not match the rows or columns.
+    `images` is (R, C, S, S, 3) uint8 or float in [0, 1]; `note` is a gray line under the picture; `cell` is the
+    edge of one image in inches. Raises `ValueError` if the labels do not match the rows or columns.
     """
     images = np.asarray(images)
     if images.ndim != 5 or images.shape[-1] != 3:
@@ -114,17 +113,16 @@ def grid(
 
 
 def sheet(
-    images: ArrayLike, labels: Sequence[str], *, columns: int, colors: Sequence[str] = (), title: str = "",
-    cell: float = 2.2,
+    images: ArrayLike, labels: Sequence[str], *, columns: int, colors: Sequence[str] = (), title: str = ""
 ) -> Figure:  # fmt: skip
-    """A contact sheet: images (n, S, S, 3), each with a label above it, in ``columns`` columns."""
+    """A contact sheet: images (n, S, S, 3), each with a label above it, in `columns` columns."""
     images = np.asarray(images)
     if len(labels) != len(images):
         raise ValueError(f"labels: found {len(labels)}, expected {len(images)}")
     rows = -(-len(images) // columns)
     with style():
         figure, axes = plt.subplots(
-            rows, columns, figsize=(columns * cell, rows * cell * 1.17), squeeze=False, layout="constrained"
+            rows, columns, figsize=(2.2 * columns, 2.2 * 1.17 * rows), squeeze=False, layout="constrained"
         )
         for k, axis in enumerate(axes.flat):
             axis.set_axis_off()
@@ -147,7 +145,7 @@ def compare(
 ) -> Axes:
     """Horizontal bars with their numbers, the first in colour and those for comparison in gray.
 
-    ``intervals`` adds a whisker from low to high; ``label`` names the axis.
+    `intervals` adds a whisker from low to high; `label` names the axis.
     """
     with style():
         axes = axes or plt.subplots(figsize=(8, 0.55 * len(values) + 1.2))[1]
@@ -169,8 +167,8 @@ def swaps(
 ) -> Figure:
     """A figure of swaps: a, b, a with the expression of b, and the true answer.
 
-    Images are (n, S, S, 3) uint8; ``rest``, the faces at rest of a, is one more row. ``au_b`` (n, n_aus) in [0, 5], in
-    the order of ``AU_NAMES``, labels the columns.
+    Images are (n, S, S, 3) uint8; `rest`, the faces at rest of a, is one more row. `au_b` (n, n_aus) in [0, 5], in
+    the order of `AU_NAMES`, labels the columns.
     """
     rows = {"a": a, "b": b, "a with the\nexpression of b": swapped, "the true answer": truth}
     if rest is not None:
@@ -184,41 +182,7 @@ def swaps(
     )
 
 
-def strongest(au: np.ndarray, n: int = 3) -> str:
-    """The strongest present AUs of one expression (n_aus,): "AU 6+12+25", or "neutral"."""
-    order = sorted((k for k in np.argsort(-au)[:n] if au[k] >= PRESENT_AT), key=int)
+def strongest(au: np.ndarray) -> str:
+    """The three strongest present AUs of one expression (n_aus,): "AU 6+12+25", or "neutral"."""
+    order = sorted((k for k in np.argsort(-au)[:3] if au[k] >= PRESENT_AT), key=int)
     return "AU " + "+".join(AU_NAMES[k].removeprefix("AU") for k in order) if order else "neutral"
-
-
-RUN_PANELS = {  # title: {column of log.csv: what it is}
-    "Images come back (mean absolute error)": {"self_": "self-reconstruction", "cycle": "cross-cycle"},
-    "Action units are read (KL)": {"au": "from real images", "guide": "b's, from the swap"},
-    "Adversaries (squared error)": {"D_f": "D_f tells the AUs of f_f", "hide_au": "E hides them",
-                                    "D_r": "D_r tells the subject", "hide_subject": "E hides it"},
-    "Images judged (squared error)": {"D_realism": "D tells real", "realism": "G fools it",
-                                      "D_swap": "D tells self from swap", "swap": "G fools it there"},
-}  # fmt: skip
-
-
-def plot_run(folder: str | Path, *, smooth: int = 15) -> Figure:
-    """The losses of a training run, from the ``log.csv`` in its folder: thin as logged, thick averaged over rows.
-
-    ``smooth`` is the number of logged rows in the running mean. Raises ``FileNotFoundError`` if there is no log.
-    """
-    log = pd.read_csv(Path(folder) / "log.csv")
-    with style():
-        figure, axes = plt.subplots(2, 2, figsize=(13, 8), layout="constrained", sharex=True)
-        for axis, (title, lines) in zip(axes.flat, RUN_PANELS.items(), strict=True):
-            shown = [(name, label) for name, label in lines.items() if log[name].notna().any()]
-            for (name, label), color in zip(shown, COLORS.values(), strict=False):
-                values = log[["step", name]].dropna()
-                axis.plot(values["step"], values[name], color=color, alpha=0.25, linewidth=1)
-                axis.plot(values["step"], values[name].rolling(smooth, 1, center=True).mean(), color=color, label=label)
-            if shown:
-                axis.legend(ncols=2, columnspacing=1.2)
-                level = pd.concat([log[name] for name, _ in shown]).quantile(0.99)
-                axis.set_ylim(0, 1.45 * level)  # ignores spikes and leaves room for the legend
-            axis.set_title(title, loc="left")
-        for axis in axes[-1]:
-            axis.set_xlabel("step")
-    return figure

@@ -52,23 +52,23 @@ def render(plan: FacePlan, renderer: Renderer, rows: np.ndarray | Tensor, device
 # -- reading the features --------------------------------------------------------------------------------------------
 
 
-def _reader(channels: int, n_aus: int, width: int = 64) -> nn.Sequential:
+def _reader(channels: int, n_aus: int) -> nn.Sequential:
     """A network of the shape of D_f, one logit for each AU: map (B, channels, H, W) -> (B, n_aus)."""
     return nn.Sequential(
-        conv_bn(channels, width), conv_bn(width, width, stride=2), Residual(width),  # (B, w, H/2, W/2)
-        conv_bn(width, 2 * width, stride=2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),  # (B, 32w), with places kept apart
-        nn.Linear(32 * width, 256), nn.ReLU(), nn.Linear(256, n_aus),
+        conv_bn(channels, 64), conv_bn(64, 64, stride=2), Residual(64),  # (B, 64, H/2, W/2)
+        conv_bn(64, 128, stride=2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),  # (B, 2048), with places kept apart
+        nn.Linear(2048, 256), nn.ReLU(), nn.Linear(256, n_aus),
     )  # fmt: skip
 
 
 def probe_au(
-    f_f: Tensor, au: Tensor, other_f_f: Tensor, *, epochs: int = 8, batch_size: int = 16, lr: float = 1e-3,
-    seed: int = 0, device: str = "cpu", progress: bool = False,
+    f_f: Tensor, au: Tensor, other_f_f: Tensor, *, epochs: int = 8, seed: int = 0,
+    device: str = "cpu", progress: bool = False,
 ) -> Tensor:  # fmt: skip
-    """AUs read from ``other_f_f`` by a new network fitted to the maps f_f (N, C, H, W) and labels ``au`` (N, n_aus).
+    """AUs read from `other_f_f` by a new network fitted to the maps f_f (N, C, H, W) and labels `au` (N, n_aus).
 
-    ``other_f_f`` (M, C, H, W) should be of other people. Returns (M, n_aus): 1 present, 0 absent, NaN for an AU that is
-    present in all or none of ``au``; NaN labels are ignored.
+    `other_f_f` (M, C, H, W) should be of other people. Returns (M, n_aus): 1 present, 0 absent, NaN for an AU that is
+    present in all or none of `au`; NaN labels are ignored.
 
     The network has the shape of D_f, so D_f could have found in training what it finds. It is trained by Adam with a
     one-cycle schedule, with equal weight for both classes of an AU, as in the balanced accuracy. Maps above 16 x 16
@@ -87,10 +87,10 @@ def probe_au(
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         reader = _reader(fitted.shape[1], au.shape[1]).to(device).train()
-        batch_size = min(batch_size, len(au))
+        batch_size = min(16, len(au))
         steps = epochs * (len(au) // batch_size)
-        optimizer = torch.optim.Adam(reader.parameters(), lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.2)
+        optimizer = torch.optim.Adam(reader.parameters(), 1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1, pct_start=0.2)
         orders = [torch.randperm(len(au))[: len(au) // batch_size * batch_size] for _ in range(epochs)]
         batches = torch.cat(orders).view(-1, batch_size)
         for rows in tqdm(batches, desc="probe of f_f", unit="step", disable=not progress):
@@ -107,20 +107,20 @@ def probe_au(
     return (logit > 0).double().masked_fill(~asked, torch.nan)
 
 
-def probe_subject(f_r: Tensor, subject: np.ndarray, *, folds: int = 5) -> np.ndarray:
-    """The subject of each image predicted from f_r (N, ...), cross-validated over images, (N,).
+def probe_subject(f_r: Tensor, subject: np.ndarray) -> np.ndarray:
+    """The subject of each image predicted from f_r (N, ...), cross-validated over images in five folds, (N,).
 
-    The probe is a support vector machine with a Gaussian kernel ``exp(-|u - v|^2 / D)`` on standardized features. The
-    result is -1 for subjects with fewer than ``folds`` images. More images improve a probe, so compare leaks at the
+    The probe is a support vector machine with a Gaussian kernel `exp(-|u - v|^2 / D)` on standardized features. The
+    result is -1 for subjects with fewer than five images. More images improve a probe, so compare leaks at the
     same N only.
     """
     _, index, count = np.unique(subject, return_inverse=True, return_counts=True)
-    rows = np.flatnonzero(count[index] >= folds)
+    rows = np.flatnonzero(count[index] >= 5)
     read = np.full(len(subject), -1)
     if len(np.unique(subject[rows])) >= 2:
         x = StandardScaler().fit_transform(f_r[torch.from_numpy(rows)].flatten(1).numpy())  # (N, D)
         svm = SVC(C=10.0, kernel="precomputed", class_weight="balanced")
-        cv = StratifiedKFold(folds, shuffle=True, random_state=0)
+        cv = StratifiedKFold(5, shuffle=True, random_state=0)
         read[rows] = cross_val_predict(svm, rbf_kernel(x, gamma=1 / x.shape[1]), subject[rows], cv=cv)
     return read
 
@@ -132,9 +132,9 @@ def leaks(
 ) -> dict[str, Any]:  # fmt: skip
     """What probes read from f_f and f_r of the given rows of the plan, as estimates with intervals.
 
-    - ``leak_au``  from f_f, fitted to ``n_probe`` images of other new people, ten of each
-    - ``leak_id``  from f_r, cross-validated over the rows
-    - ``per_au``   {AU: estimate of ``leak_au``};  ``n_images``, ``n_fitted``: number of images read and fitted
+    - `leak_au`  from f_f, fitted to `n_probe` images of other new people, ten of each
+    - `leak_id`  from f_r, cross-validated over the rows
+    - `per_au`   {AU: estimate of `leak_au`};  `n_images`, `n_fitted`: number of images read and fitted
     """
     more = plan_faces(FacesConfig(max(2, n_probe // 10), 10, size=plan.size, seed=PROBE_SEED, val=0.0, test=0.0))
 
@@ -171,24 +171,24 @@ def cross_talk(
     swapper: SwapMethod, plan: FacePlan, renderer: Renderer, judge: AUJudge, pairs: np.ndarray, *, n_each: int = 32,
     batch_size: int = 32, n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Move one AU k from a to b, ``G(f_f^a, mix(f_r^a, f_r^b, w e_k))``, w in ``WEIGHTS``, and judge the results.
+    """Move one AU k from a to b, `G(f_f^a, mix(f_r^a, f_r^b, w e_k))`, w in `WEIGHTS`, and judge the results.
 
-    For each k, these are the first ``n_each`` of the pairs (N, 2) of rows whose intensities of k differ by ``DIFFERS``
+    For each k, these are the first `n_each` of the pairs (N, 2) of rows whose intensities of k differ by `DIFFERS`
     or more. The same is measured for true renders in which only k moves, to show the errors of the judge. f_r is
     (B, n_aus, d).
 
-    Returns ``{"weights", "n_moves": {AU: int}, "network": {...}, "true render": {...}}``, with estimates of:
+    Returns `{"weights", "n_moves": {AU: int}, "network": {...}, "true render": {...}}`, with estimates of:
 
-    - ``matrix``      (n_aus, n_aus): change of j (column) over the change of k (row), w from 0 to 1, median over moves
-    - ``moved``       {AU: change of k over the requested change, median}: 1 is all, 0 is nothing
-    - ``curve``       [estimate of the same at each weight], over the moves of all AUs
-    - ``others``      mean of the absolute changes of all j != k over the change of k, median over moves; 0 is perfect
-    - ``largest``     the same with the largest in place of the mean
-    - ``monotone``    share of the moves in which k changes in the right direction at every step
-    - ``steps_back``  share of the steps from one weight to the next in the wrong direction
+    - `matrix`      (n_aus, n_aus): change of j (column) over the change of k (row), w from 0 to 1, median over moves
+    - `moved`       {AU: change of k over the requested change, median}: 1 is all, 0 is nothing
+    - `curve`       [estimate of the same at each weight], over the moves of all AUs
+    - `others`      mean of the absolute changes of all j != k over the change of k, median over moves; 0 is perfect
+    - `largest`     the same with the largest in place of the mean
+    - `monotone`    share of the moves in which k changes in the right direction at every step
+    - `steps_back`  share of the steps from one weight to the next in the wrong direction
 
-    A move in which k does not change in the right direction is ignored in ``matrix`` and infinite in ``others`` and
-    ``largest``, so that a method that does nothing does not score well.
+    A move in which k does not change in the right direction is ignored in `matrix` and infinite in `others` and
+    `largest`, so that a method that does nothing does not score well.
     """
     a, b = torch.from_numpy(pairs).T  # (N,), (N,)
     apart = (plan.au[b] - plan.au[a]).abs() >= DIFFERS  # (N, n_aus)
@@ -219,7 +219,7 @@ def cross_talk(
 
 
 def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamples: int) -> dict[str, Any]:
-    """Judged intensities ``read`` (M, 5, n_aus) of M moves of AU ``unit`` (M,) by ``asked`` (M,) -> the measures."""
+    """Judged intensities `read` (M, 5, n_aus) of M moves of AU `unit` (M,) by `asked` (M,) -> the measures."""
     path = (read - read[:, :1]) * asked.sign()[:, None, None]  # (M, 5, n_aus): > 0 is the right direction
     k = unit[:, None]
     own = path.gather(2, k[:, None].expand(-1, len(WEIGHTS), 1))[:, :, 0]  # (M, 5)
@@ -257,7 +257,7 @@ def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamp
     }
 
 
-# -- does an intensity that is asked for by a number arrive? --------------------------------------------------------
+# -- setting an action unit to a number ------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -265,16 +265,16 @@ def by_numbers(
     swapper: Swapper, plan: FacePlan, renderer: Renderer, judge: AUJudge, rows: np.ndarray, *, batch_size: int = 32,
     device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Set one AU of each face to 0, 1, ..., 5 by the table of f_r, as ``expr-lib express`` does, and read it.
+    """Set one AU of each face to 0, 1, ..., 5 by the table of f_r, as `expr-lib express` does, and read it.
 
-    ``rows`` (N,) of the plan; the other AUs stay as they are read from the face. Beside it the same for true renders.
+    `rows` (N,) of the plan; the other AUs stay as they are read from the face. Beside it the same for true renders.
 
-    Returns ``{"n_faces", "network": {...}, "true render": {...}}``, each ``{AU: {"read", "others", "monotone"}}``:
+    Returns `{"n_faces", "network": {...}, "true render": {...}}`, each `{AU: {"read", "others", "monotone"}}`:
 
-    - ``read``      six numbers: judged intensity of the AU at each number, median over the faces
-    - ``others``    mean absolute change of all other AUs from 0 to 5, over the change of this one; median over the
+    - `read`      six numbers: judged intensity of the AU at each number, median over the faces
+    - `others`    mean absolute change of all other AUs from 0 to 5, over the change of this one; median over the
       faces; None if it does not rise
-    - ``monotone``  is each of ``read`` above the one before it?
+    - `monotone`  is each of `read` above the one before it?
     """
     levels, n = torch.arange(MAX_INTENSITY + 1), len(AU_NAMES)  # (6,)
     read: dict[str, list[Tensor]] = {"network": [], "true render": []}

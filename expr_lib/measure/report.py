@@ -1,4 +1,4 @@
-"""Reports of the results of ``evaluate``: further tables, and figures."""
+"""Reports of the results of `evaluate`: further tables, and figures."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def figures(
 
 
 def tables(results: dict[str, Any]) -> str:
-    """All of ``results`` except the single swaps, in Markdown: in total, by stratum and by action unit."""
+    """All of `results` except the single swaps, in Markdown: in total, by stratum and by action unit."""
     parts = [f"# {results['about'].get('checkpoint', 'Results')}", markdown_table(results)]
     if any(results["strata"].values()):
         parts.append(strata_table(results))
@@ -151,9 +151,9 @@ def au_table(results: dict[str, Any]) -> str:
 
 
 def transfer(results: dict[str, Any], person: np.ndarray, *, bins: int = 8) -> Figure:
-    """``transfer_score`` against expression distance and pose gap: a dot per swap, a line over parts of equal size.
+    """`transfer_score` against expression distance and pose gap: a dot per swap, a line over parts of equal size.
 
-    ``person`` (2n,) is the person that each swap shows, over whom the intervals are computed. The line shows the
+    `person` (2n,) is the person that each swap shows, over whom the intervals are computed. The line shows the
     quotient of the means, as in the table.
     """
     swaps = {name: np.array([s[name] for s in results["swaps"]], float) for name in (*STRATA, "transfer_score", "way")}
@@ -267,16 +267,16 @@ def _percent(estimate: dict[str, float | None]) -> str:
     return "–" if estimate["value"] is None else f"{100 * estimate['value']:.0f} %"
 
 
-def ranked(swaps: list[dict[str, Any]], n: int = 10) -> dict[str, list[dict[str, Any]]]:
-    """The ``n`` best, median and worst swaps by ``gain``, best first, of the half with the most different expressions.
+def ranked(swaps: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The ten best, median and worst swaps by `gain`, best first, of the half with the most different expressions.
 
     If two expressions look alike, the denominator of the gain is almost 0, so these swaps are not ranked.
     """
     usable = [swap for swap in swaps if swap["gain"] is not None]
     middle = np.median([swap["copy"] for swap in usable]) if usable else 0.0
     order = sorted((s for s in usable if s["copy"] >= middle), key=lambda s: -s["gain"])
-    start = max(0, (len(order) - n) // 2)
-    return dict(zip(GALLERIES, (order[:n], order[start : start + n], order[-n:]), strict=True))
+    start = max(0, (len(order) - 10) // 2)
+    return dict(zip(GALLERIES, (order[:10], order[start : start + 10], order[-10:]), strict=True))
 
 
 def gallery(which: str, swaps: list[dict[str, Any]], swapper: Swapper, plan: FacePlan, renderer: Renderer) -> Figure:

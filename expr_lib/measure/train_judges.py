@@ -47,7 +47,7 @@ class JudgeConfig:
     lr: float = 2e-3  # peak of the one-cycle schedule
     weight_decay: float = 0.02  # of AdamW
     scale: float = 20.0  # CosFace: the softmax of scale * (cosine - margin)
-    margin: float = 0.2  # CosFace: what the cosine with the own class must exceed the others by
+    margin: float = 0.2  # CosFace: margin between the cosine of the true class and those of the others
     width: int = 32  # channels of the first layer
     seed: int = 0  # of the weights, the order of the images and the changes to them
     bf16: bool = False  # faster on a GPU and on CPUs with matrix tiles, slower on others
@@ -62,7 +62,7 @@ class JudgeConfig:
 def augment_for_judges(image: Tensor, generator: torch.Generator | None = None, strength: float = 1.0) -> Tensor:
     """Random flip, shift (up to 2/64), colour, blur and noise per image: (B, 3, S, S) in [-1, 1] -> the same shape.
 
-    AU labels hold for both sides of the face, and a mirrored person counts as the same person. ``strength`` in [0, 1]
+    AU labels hold for both sides of the face, and a mirrored person counts as the same person. `strength` in [0, 1]
     scales everything except the flip.
     """
     n, device = len(image), image.device
@@ -87,7 +87,7 @@ def augment_for_judges(image: Tensor, generator: torch.Generator | None = None, 
 def au_loss(raw: Tensor, au: Tensor, variance: Tensor) -> Tensor:
     """Squared error over the variance of each AU, so that rare AUs count as much as common ones; NaN is ignored.
 
-    ``raw``, ``au``: (B, n_aus); ``variance``: (n_aus,). A scalar.
+    `raw`, `au`: (B, n_aus); `variance`: (n_aus,). A scalar.
     """
     known = ~au.isnan()  # (B, n_aus)
     error = (raw - au)[known].square() / variance.expand_as(au)[known]  # the variance of an AU without labels is NaN
@@ -95,9 +95,9 @@ def au_loss(raw: Tensor, au: Tensor, variance: Tensor) -> Tensor:
 
 
 def cosface_loss(embedding: Tensor, centres: Tensor, subject: Tensor, scale: float, margin: float) -> Tensor:
-    """Cross-entropy of ``scale * (cos - margin at the true subject)``: large-margin cosine loss.
+    """Cross-entropy of `scale * (cos - margin at the true subject)`: large-margin cosine loss.
 
-    ``embedding``: (B, D) of unit length; ``centres``: (n_subjects, D); ``subject``: (B,) int64. A scalar.
+    `embedding`: (B, D) of unit length; `centres`: (n_subjects, D); `subject`: (B,) int64. A scalar.
     Source: Wang et al., *CosFace: Large Margin Cosine Loss for Deep Face Recognition*, CVPR 2018, eq. 4.
     """
     cosine = embedding @ F.normalize(centres, dim=1).T  # (B, n_subjects)
@@ -108,7 +108,7 @@ def _fit(
     data: FaceData, parameters: list[nn.Parameter], loss_of: Callable[[Tensor, Tensor], Tensor], config: JudgeConfig,
     device: str, name: str, progress: bool,
 ) -> None:  # fmt: skip
-    """AdamW on a one-cycle schedule; ``loss_of(augmented images, rows)`` is a scalar.
+    """AdamW on a one-cycle schedule; `loss_of(augmented images, rows)` is a scalar.
 
     Augmentation increases over the first half, because with full augmentation from the start learning begins late.
     """
@@ -139,7 +139,7 @@ def _fit(
 def train_au_judge(
     data: FaceData, config: JudgeConfig | None = None, *, device: str = "cpu", progress: bool = True
 ) -> AUJudge:
-    """Train an AU judge on the ``train`` rows of ``data``; returns it in eval mode."""
+    """Train an AU judge on the `train` rows of `data`; returns it in eval mode."""
     config, train = config or JudgeConfig(), data.subset("train")
     torch.manual_seed(config.seed + 101)
     judge = AUJudge(len(data.au_names), config.width).to(device).train()
@@ -158,7 +158,7 @@ def train_au_judge(
 def train_identity_judge(
     data: FaceData, config: JudgeConfig | None = None, *, device: str = "cpu", progress: bool = True
 ) -> IdentityJudge:
-    """Train an identity judge on the ``train`` rows of ``data``; returns it in eval mode, without a threshold."""
+    """Train an identity judge on the `train` rows of `data`; returns it in eval mode, without a threshold."""
     config, train = config or JudgeConfig(), data.subset("train")
     torch.manual_seed(config.seed + 202)
     judge = IdentityJudge(config.width).to(device).train()
@@ -177,14 +177,14 @@ def train_identity_judge(
 
 
 def au_ceilings(judged: Tensor, au: Tensor, au_names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Correlation and ICC(3,1) of ``judged`` with the labels ``au``, both (N, n_aus), for each AU and their mean."""
+    """Correlation and ICC(3,1) of `judged` with the labels `au`, both (N, n_aus), for each AU and their mean."""
     r, icc = pearson(judged, au), icc31(judged, au)  # (n_aus,), (n_aus,)
     table = {n: {"r": float(x), "icc": float(y)} for n, x, y in zip(au_names, r, icc, strict=True)}
     return table | {"mean": {"r": float(r.nanmean()), "icc": float(icc.nanmean())}}
 
 
 def _finished(path: Path, kind: type[Judge], made: dict[str, Any]) -> bool:
-    """Whether ``path`` has a judge with ceilings and these settings."""
+    """Whether `path` has a judge with ceilings and these settings."""
     try:
         found = load_judge(path, kind).metadata
     except (FileNotFoundError, InputError):
@@ -196,12 +196,12 @@ def train_judges(
     folder: str | Path, out: str | Path = WEIGHTS, config: JudgeConfig | None = None, *,
     device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train both judges on the data set in ``folder`` and write them with their ceilings to ``out``.
+    """Train both judges on the data set in `folder` and write them with their ceilings to `out`.
 
-    The people in ``folder`` must be in no other training or test set, so build it with a separate seed. The judges
-    learn from ``train`` and are measured on ``val`` and ``test``, where every second person sets the threshold of the
-    identity judge and the others its ceiling. An existing judge in ``out`` for the same data and config is kept, so
-    that an interrupted run continues with the second judge. Returns the report, also written as ``judges-64.json``.
+    The people in `folder` must be in no other training or test set, so build it with a separate seed. The judges
+    learn from `train` and are measured on `val` and `test`, where every second person sets the threshold of the
+    identity judge and the others its ceiling. An existing judge in `out` for the same data and config is kept, so
+    that an interrupted run continues with the second judge. Returns the report, also written as `judges-64.json`.
     """
     data, out, config = FaceData.open(folder), Path(out), config or JudgeConfig()
     held_out = data[data.split != "train"]

@@ -772,7 +772,7 @@ def test_one_of_several_faces_is_chosen_from_left_to_right_or_by_size():
     assert chosen([small], Choice(face=3)) is small
     for choice, message in [
         (Choice(), "found 3 faces, expected one: choose with --largest or --face N"),
-        (Choice(face=4), "found 3 faces, expected 4 or more"),
+        (Choice(face=4), "found 3 faces, expected at least 4"),
     ]:
         with pytest.raises(ValueError, match=message):
             chosen(found, choice)
@@ -799,7 +799,7 @@ def test_all_commands_that_find_faces_have_the_same_options(tmp_path, capsys, mo
         assert FaceData.open(out).images[0, 8, 8, 0] == shade
     with pytest.raises(SystemExit):
         cli.main(["swap", str(tmp_path / "in/a.png"), str(tmp_path / "in/a.png"), "--largest"])
-    assert "expected --photographs with them" in capsys.readouterr().err
+    assert "expected together with --photographs" in capsys.readouterr().err
     swap = [
         "swap",
         str(tmp_path / "in/a.png"),

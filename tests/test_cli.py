@@ -340,18 +340,19 @@ def test_people_of_a_training_set_are_no_held_out_people(untrained, tmp_path, ca
 def test_evaluate_writes_numbers_tables_and_figures(untrained, tmp_path, monkeypatch, capsys):
     import expr_lib.measure.evaluate as module
     from expr_lib.faces.plan import FacesConfig, plan_faces
+    from expr_lib.measure.cards import MARKERS, markdown_table
 
     full, few = module.evaluate, {"n_probe": 20, "n_moves": 1, "n_resamples": 5, "progress": False}
     monkeypatch.setattr(module, "evaluate", lambda *args, **settings: full(*args, **settings | few))
     people = lambda size, seed: plan_faces(FacesConfig(5, 4, size=size, seed=seed, val=0.0, test=1.0))  # noqa: E731
     monkeypatch.setattr(research, "held_out_faces", people)
     out, readme = tmp_path / "new" / "numbers.json", tmp_path / "README.md"
-    readme.write_text(f"{module.MARKERS[0]}\n{module.MARKERS[1]}\n")
+    readme.write_text(f"{MARKERS[0]}\n{MARKERS[1]}\n")
     common = ["evaluate", str(untrained), "--pairs", "9", "-o", str(out), "--readme", str(readme), "--device", "cpu"]
     cli.main([*common, "--figures", str(tmp_path / "figures")])
     numbers, printed = json.loads(out.read_text()), capsys.readouterr().out
     assert numbers["about"]["command"] == f"expr-lib evaluate {untrained.name} --pairs 9 --seed 4610"
-    assert module.markdown_table(numbers) in printed and module.markdown_table(numbers) in readme.read_text()
+    assert markdown_table(numbers) in printed and markdown_table(numbers) in readme.read_text()
     assert [len(parts) for parts in numbers["strata"].values()] == [3, 3]
     assert numbers["leaks"]["n_fitted"] == 20 and len(numbers["cross_talk"]["network"]["matrix"]) == 17
     pictures = sorted((tmp_path / "figures").iterdir())

@@ -13,16 +13,14 @@ from expr_lib.errors import InputError
 from expr_lib.faces.parameters import Views
 from expr_lib.faces.sample import sample_views
 from expr_lib.facs import AU_NAMES
-from expr_lib.measure.cards import folded_table, update_tables
+from expr_lib.measure.cards import MARKERS, folded_table, markdown_table, update_tables
 from expr_lib.measure.evaluate import (
-    MARKERS,
     MEASURES,
     PER_AU,
     ROWS,
     SECOND,
     STRATA,
     evaluate,
-    markdown_table,
     pose_gap,
     write_results,
 )

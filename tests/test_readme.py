@@ -11,8 +11,7 @@ from huggingface_hub import ModelCard
 
 from expr_lib import SHIPPED
 from expr_lib.apps import cli
-from expr_lib.measure.cards import folded_table, head
-from expr_lib.measure.evaluate import MARKERS
+from expr_lib.measure.cards import MARKERS, folded_table, head
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / x for x in ("README.md", "CONTRIBUTING.md", "expr_lib/README.md", "benchmarks/README.md")]

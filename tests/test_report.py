@@ -16,7 +16,8 @@ from toy import JUDGES, PLAN, SIZE, Mixer, ToyRenderer
 from expr_lib.facs import AU_NAMES
 from expr_lib.images import read_image
 from expr_lib.measure import report
-from expr_lib.measure.evaluate import evaluate, markdown_table
+from expr_lib.measure.cards import markdown_table
+from expr_lib.measure.evaluate import evaluate
 
 SWAPPER = Mixer(gain=0.7)
 

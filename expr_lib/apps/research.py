@@ -233,7 +233,7 @@ def evaluate(
     written = write_report(out.with_suffix(".md"), results, figures, swapper, plan, renderer)
     if readme is not None:
         cards.update_tables(readme, results, others)
-    print(f"{measure.markdown_table(results, others)}\n\n" + "\n".join(map(str, [out, *written])))
+    print(f"{cards.markdown_table(results, others)}\n\n" + "\n".join(map(str, [out, *written])))
 
 
 def card(

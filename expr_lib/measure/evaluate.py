@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,6 @@ SECOND = {"identity_kept_dlib": ("↑ 1", 2)}
 
 UNDEFINED: dict[str, float | None] = dict.fromkeys(("value", "low", "high"))
 PER_AU = ("au_icc", "au_f1", "own_expression_left")
-MARKERS = ("<!-- results: written by expr-lib evaluate, do not edit -->", "<!-- /results -->")
 
 
 STRATA = {
@@ -341,63 +339,3 @@ def read_results(path: Path) -> dict[str, Any]:
     results = read_json(path)
     checked(ResultsFile, results, str(path))
     return results
-
-
-def cell(estimate: dict[str, float | None], digits: int) -> str:
-    """An estimate in a table: its value and interval, or a dash if undefined."""
-    value, low, high = (None if x is None else f"{round(x, digits) + 0.0:.{digits}f}" for x in estimate.values())
-    return "–" if value is None else value if low is None or high is None else f"{value} ({low} – {high})"
-
-
-def cells(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> dict[str, dict[str, str]]:
-    """The table of `results` as {row: {measure: value with its 95 % interval, or a dash}}.
-
-    `beside` are results of other checkpoints, each shown in one more row, which names the size of the pictures and
-    the number of pairs if they are not those of `results`. Raises `InputError` if they were measured on other
-    people.
-    """
-    for other in beside:
-        for key in ("seed", "split", "generator"):
-            if other[key] != results[key]:
-                name = other["about"].get("checkpoint", "another checkpoint")
-                raise InputError(f"{name}: {key}: found {other[key]}, expected {results[key]} as in the table")
-    columns = {name: shown for name, shown in (MEASURES | SECOND).items() if name in results["rows"]["ours"]}
-    rows = {f"**{results['about'].get('label', 'ours')}**": results["rows"]["ours"]}
-    for one in beside:
-        label = one["about"].get("label", one["about"].get("checkpoint", "?"))
-        units = {"size": "px", "n_pairs": "pairs"}
-        differs = [f"{one[key]} {unit}" for key, unit in units.items() if one[key] != results[key]]
-        rows[f"{label} ({', '.join(differs)})" if differs else label] = one["rows"]["ours"]
-    rows |= {name: measured for name, measured in results["rows"].items() if name != "ours"}
-    return {
-        row: {name: cell(measured.get(name, UNDEFINED), digits) for name, (_, digits) in columns.items()}
-        for row, measured in rows.items()
-    }
-
-
-def markdown(rows: dict[str, dict[str, str]]) -> str:
-    """Rows of `cells` as a Markdown table; a bar in the name of a row is escaped."""
-    columns = next(iter(rows.values()))
-    lines = ["| | " + " | ".join(f"`{name}` {(MEASURES | SECOND)[name][0]}" for name in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    lines += ["| " + " | ".join([row.replace("|", "\\|"), *values.values()]) + " |" for row, values in rows.items()]
-    return "\n".join(lines)
-
-
-def markdown_table(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> str:
-    """The rows of `results` and `beside`, as in `cells`, in Markdown, followed by probes and command."""
-    note = (
-        f"{results['n_pairs']} pairs of {results['n_subjects']} held-out people in both directions, "
-        f"{results['size']} px, 95 % bootstrap intervals over people."
-    )
-    if leak := results.get("leaks"):
-        au, identity = (cell(leak[name], digits) for name, digits in (("leak_au", 2), ("leak_id", 1)))
-        note += f" On {leak['n_images']} images, `leak_au` {au} (none: 0.5), "
-        note += f"`leak_id` {identity} times chance (none: 1)."
-    if talk := results.get("cross_talk"):
-        ours, true = (cell(talk[name]["others"], 2) for name in ("network", "true render"))
-        note += f" When one AU is moved alone, each other one moves by {ours} of it (in true renders {true})."
-    lines = [markdown(cells(results, beside)), "", note]
-    if command := results["about"].get("command"):
-        lines += ["", f"Made by `{command}`."]
-    return "\n".join(lines)

@@ -18,7 +18,8 @@ from expr_lib.faces.render import Renderer
 from expr_lib.facs import ACTION_UNITS, AU_NAMES
 from expr_lib.files import replace_file
 from expr_lib.measure import plots
-from expr_lib.measure.evaluate import MEASURES, STRATA, cell, markdown_table
+from expr_lib.measure.cards import cell, markdown_table
+from expr_lib.measure.evaluate import MEASURES, STRATA
 from expr_lib.measure.metrics import bootstrap
 from expr_lib.model import Swapper
 from expr_lib.swap import rest_images, swap_images

@@ -39,11 +39,11 @@ STILL = 6
 
 
 def pyav() -> Any:
-    """PyAV, silenced; ``InputError`` if the extra is not installed."""
+    """PyAV, silenced; ``ImportError`` if the extra is not installed."""
     try:
         import av
     except ImportError:
-        raise InputError('reading and writing films needs PyAV: pip install "expr-lib[films]"') from None
+        raise ImportError('reading and writing films needs PyAV: pip install "expr-lib[films]"') from None
     av.logging.set_level(av.logging.PANIC)
     return av
 
@@ -52,7 +52,7 @@ def pyav() -> Any:
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A film's container and its first video stream.
 
-    ``ValueError`` in one line if it is no film, has no picture, or pictures below 16 pixels a side or above 100
+    ``InputError`` in one line if it is no film, has no picture, or pictures below 16 pixels a side or above 100
     megapixels, and for whatever the decoder trips over inside.
     """
     av = pyav()
@@ -60,18 +60,18 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         try:
             with av.open(file, options={"format_whitelist": DEMUXERS}, buffer_size=1 << 18) as container:
                 if not container.streams.video:
-                    raise ValueError("found no video stream, expected one")
+                    raise InputError("found no video stream, expected one")
                 stream = container.streams.video[0]
                 if stream.codec_context is None:
-                    raise ValueError("found a video codec that cannot be decoded")
+                    raise InputError("found a video codec that cannot be decoded")
                 expect_size(stream.codec_context.width, stream.codec_context.height)
                 stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                 yield container, stream
         except ValueError as error:  # PyAV's own errors of damaged data are some, too
             found = str(error) if str(error).startswith("found") else f"damaged film: {trouble(error)}"
-            raise ValueError(f"{path}: {found}") from None
+            raise InputError(f"{path}: {found}") from None
         except (av.FFmpegError, OSError, MemoryError) as error:
-            raise ValueError(f"{path}: damaged film: {trouble(error)}") from None
+            raise InputError(f"{path}: damaged film: {trouble(error)}") from None
 
 
 def trouble(error: BaseException) -> str:
@@ -82,11 +82,11 @@ def trouble(error: BaseException) -> str:
 def expect_size(width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
         least = f"{MIN_SIDE} x {MIN_SIDE} to {MAX_PIXELS:,} pixels"
-        raise ValueError(f"found frames of {width} x {height} pixels, expected {least}")
+        raise InputError(f"found frames of {width} x {height} pixels, expected {least}")
 
 
 def count_frames(path: Path) -> int:
-    """How many frames a film has, by its packets: nothing is decoded. ``ValueError`` as in :func:`opened`.
+    """How many frames a film has, by its packets: nothing is decoded. ``InputError`` as in :func:`opened`.
 
     A film that ends in the middle has as many as are there.
     """
@@ -100,12 +100,12 @@ def count_frames(path: Path) -> int:
         except (pyav().FFmpegError, OSError):
             pass  # cut off: what came before counts
         if not 1 <= n <= MAX_FRAMES:
-            raise ValueError(f"found {'no frame' if n == 0 else 'more frames'}, expected 1 to {MAX_FRAMES:,}")
+            raise InputError(f"found {'no frame' if n == 0 else 'more frames'}, expected 1 to {MAX_FRAMES:,}")
     return n
 
 
 def decoded(path: Path) -> Iterator[Any]:
-    """PyAV's frames of a film in the order in which they are shown; ``ValueError`` where it is damaged."""
+    """PyAV's frames of a film in the order in which they are shown; ``InputError`` where it is damaged."""
     n = 0
     with opened(path) as (container, stream):
         try:
@@ -113,14 +113,14 @@ def decoded(path: Path) -> Iterator[Any]:
                 n += 1
                 yield frame
         except (pyav().FFmpegError, OSError) as error:
-            raise ValueError(f"found damage after frame {n}: {trouble(error)}") from None
+            raise InputError(f"found damage after frame {n}: {trouble(error)}") from None
 
 
 def to_rgb(frame: Any) -> np.ndarray:
-    """PyAV's frame -> (H, W, 3) uint8 RGB, upright as its film says; ``ValueError`` for a damaged or an absurd one."""
+    """PyAV's frame -> (H, W, 3) uint8 RGB, upright as its film says; ``InputError`` for a damaged or an absurd one."""
     expect_size(frame.width, frame.height)
     if frame.is_corrupt:
-        raise ValueError("found a damaged frame")
+        raise InputError("found a damaged frame")
     # the rotation is counter-clockwise, as that of FFmpeg's display matrix and of NumPy
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
@@ -129,7 +129,7 @@ def frames(path: Path, stop: Callable[[Exception], None] | None = None) -> Itera
     """Frames (H, W, 3) uint8 of a film, or the images of a folder in the order of their names.
 
     A film that is damaged on the way ends there: ``stop`` gets the error if at least one frame came before it.
-    ``ValueError``, ``InputError`` or ``OSError`` if there is no frame.
+    ``InputError`` or ``OSError`` if there is no frame.
     """
     n, source = 0, map(read_image, images_in(path)) if path.is_dir() else map(to_rgb, decoded(path))
     try:
@@ -141,7 +141,7 @@ def frames(path: Path, stop: Callable[[Exception], None] | None = None) -> Itera
             raise
         stop(error)
     if n == 0:
-        raise ValueError(f"{path}: found no frame, expected one at least")
+        raise InputError(f"{path}: found no frame, expected one at least")
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -186,7 +186,7 @@ class Playing:
 def read_picture(path: Path) -> np.ndarray:
     """An image file, or a frame such as ``film.avi/000012.png`` -> (H, W, 3) uint8 RGB.
 
-    Errors as those of :func:`~expr_lib.images.read_image`; ``ValueError`` for a frame that the film does not have.
+    Errors as those of :func:`~expr_lib.images.read_image`; ``InputError`` for a frame that the film does not have.
     """
     film, play = file_of(path), Playing
     if film == path:
@@ -200,11 +200,11 @@ def read_picture(path: Path) -> np.ndarray:
             play.n += 1
     except StopIteration:
         n, play.n = play.n, 0
-        raise ValueError(f"{film}: found {n} frames that can be decoded, expected {wanted} or more") from None
+        raise InputError(f"{film}: found {n} frames that can be decoded, expected {wanted} or more") from None
     try:
         return to_rgb(play.frame)
     except ValueError as error:
-        raise ValueError(f"{film}: {error}") from None
+        raise InputError(f"{film}: {error}") from None
 
 
 # -- films out -----------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample:
 
         WRITTEN[path.suffix.lower()](file, until_stopped(), rate, sample)
         if n == 0:
-            raise ValueError(f"{path}: found no frame to write, expected one at least")
+            raise InputError(f"{path}: found no frame to write, expected one at least")
     return n
 
 

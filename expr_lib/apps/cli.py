@@ -4,6 +4,7 @@ Nothing heavy is imported before a command is chosen, so that ``expr-lib --help`
 right (a missing file, a wrong number) ends in one line and exit code 2; anything else is a bug and keeps its traceback.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +52,8 @@ Start with:  expr-lib demo"""
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit code 0, or 2 after one line on stderr for what the user can set right."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are not UTF-8
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:10}{line}" for name, (_, line) in COMMANDS.items())))
         return

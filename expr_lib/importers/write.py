@@ -25,6 +25,7 @@ from importlib import import_module
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Literal
 
 import numpy as np
@@ -107,6 +108,10 @@ def import_faces(
             write(faces, au_names, Path(source), out, config, {"kind": kind}, report, progress)
     except Timeout:
         raise BlockingIOError(f"{out}: another process is importing here; wait for it to end") from None
+    except InputError:
+        if os.listdir(out) == [".import.lock"]:
+            rmtree(out)
+        raise
     return report
 
 
@@ -309,8 +314,8 @@ def read_report(path: Path) -> list[tuple[str, str, str, int, str]]:
         with open_regular(path) as file:
             _, *listed = csv.reader(io.StringIO(file.read().decode(), newline=""))
         return [(kind, what, name, int(line or 0), detail) for kind, what, name, line, detail in listed]
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}: damaged: {error}; remove the folder and import again") from None
+    except (ValueError, csv.Error):
+        raise InputError(f"{path}: damaged, expected the report of an import; remove the folder and import again") from None
 
 
 def sound_chunks(file: Any, lines: list[str], n: int, config: ImportConfig) -> list[ChunkLine]:

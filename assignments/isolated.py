@@ -12,9 +12,12 @@ import signal
 import sys
 import tempfile
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL
 
+import psutil
 import sandbox
 import zmq
 from jupyter_client.manager import AsyncKernelManager
@@ -56,12 +59,11 @@ class Kernel(AsyncKernelManager):
         threading.Thread(target=self.watch, args=(self.provisioner.pid,), daemon=True).start()
 
     def watch(self, process: int) -> None:
-        """End a submission that takes too long or fills the shared folder."""
-        for _ in range(TOTAL_SECONDS):
-            if self.over.wait(1):
+        """End a submission that takes too long, fills the shared folder, or takes too much memory altogether."""
+        end, most = time.monotonic() + TOTAL_SECONDS, sandbox.MEMORY_GB << 30
+        while time.monotonic() < end and folder_size(self.shared) < sandbox.FILES and memory(process) < most:
+            if self.over.wait(0.25):
                 return
-            if folder_size(self.shared) > sandbox.FILES:
-                break
         try:
             os.killpg(process, signal.SIGTERM if self.kind == "limits" else signal.SIGKILL)
         except ProcessLookupError:
@@ -79,9 +81,21 @@ def folder_size(folder: str) -> int:
     for path, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+                total += 4096 + os.lstat(os.path.join(path, name)).st_blocks * 512  # an empty file takes room, too
             except OSError:
                 continue
+    return total
+
+
+def memory(process: int) -> int:
+    """Bytes that a process and all that it has started hold; on Linux what they share counts once."""
+    total = 0
+    with suppress(psutil.Error):
+        top = psutil.Process(process)
+        for one in (top, *top.children(recursive=True)):
+            with suppress(psutil.Error):
+                found = one.memory_full_info()
+                total += getattr(found, "pss", found.rss)
     return total
 
 

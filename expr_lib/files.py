@@ -15,19 +15,22 @@ from typing import BinaryIO
 from expr_lib.errors import InputError
 
 
-def open_regular(path: str | Path, *, follow: bool = True) -> BinaryIO:
+def open_regular(path: str | Path, *, follow: bool = True, write: bool = False) -> BinaryIO:
     """Open a regular file for reading; with `follow=False`, not through a symbolic link.
 
-    Raises `InputError` for a pipe, a socket or a device, which could block the reader for ever, and for a link.
+    With `write`, open it for reading and writing, and make it if it is missing. Raises `InputError` for a pipe, a
+    socket or a device, which could block the reader for ever, for a folder, and for a link.
     """
     if not follow and os.path.islink(path):
         raise InputError(f"{path}: found a symbolic link, expected a file")
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0)))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
+    flags = os.O_RDWR | os.O_CREAT if write else os.O_RDONLY
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.open(path, flags | (0 if follow else getattr(os, "O_NOFOLLOW", 0)), 0o666)
+    if not stat.S_ISREG(mode := os.fstat(file).st_mode):
         os.close(file)
-        raise InputError(f"{path}: found a pipe, a socket or a device, expected a regular file")
-    return os.fdopen(file, "rb")
+        found = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise InputError(f"{path}: found {found}, expected a regular file")
+    return os.fdopen(file, "r+b" if write else "rb")
 
 
 @contextmanager

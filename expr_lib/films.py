@@ -43,7 +43,7 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise InputError('reading and writing films needs PyAV: pip install "expr-lib[films]"') from None
+        raise ImportError('reading and writing films needs PyAV: pip install "expr-lib[films]"') from None
     av.logging.set_level(av.logging.PANIC)
     return av
 
@@ -52,7 +52,7 @@ def pyav() -> Any:
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container of a film and its first video stream.
 
-    Raises `ValueError` in one line for a file that is not a film, has no video, or has frames below 16 pixels a side or
+    Raises `InputError` in one line for a file that is not a film, has no video, or has frames below 16 pixels a side or
     above 100 megapixels, and for all errors of the decoder in this context.
     """
     av = pyav()
@@ -60,18 +60,18 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         try:
             with av.open(file, options={"format_whitelist": DEMUXERS}, buffer_size=1 << 18) as container:
                 if not container.streams.video:
-                    raise ValueError("found no video stream, expected one")
+                    raise InputError("found no video stream, expected one")
                 stream = container.streams.video[0]
                 if stream.codec_context is None:
-                    raise ValueError("found a video codec that cannot be decoded")
+                    raise InputError("found a video codec that cannot be decoded")
                 expect_size(stream.codec_context.width, stream.codec_context.height)
                 stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                 yield container, stream
         except ValueError as error:  # some errors of PyAV for damaged data are ValueErrors, too
             found = str(error) if str(error).startswith("found") else f"damaged film: {trouble(error)}"
-            raise ValueError(f"{path}: {found}") from None
+            raise InputError(f"{path}: {found}") from None
         except (av.FFmpegError, OSError, MemoryError) as error:
-            raise ValueError(f"{path}: damaged film: {trouble(error)}") from None
+            raise InputError(f"{path}: damaged film: {trouble(error)}") from None
 
 
 def trouble(error: BaseException) -> str:
@@ -82,11 +82,11 @@ def trouble(error: BaseException) -> str:
 def expect_size(width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
         least = f"{MIN_SIDE} x {MIN_SIDE} to {MAX_PIXELS:,} pixels"
-        raise ValueError(f"found frames of {width} x {height} pixels, expected {least}")
+        raise InputError(f"found frames of {width} x {height} pixels, expected {least}")
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames in a film, counted by its packets without decoding; `ValueError` as in `opened`.
+    """Number of frames in a film, counted by its packets without decoding; `InputError` as in `opened`.
 
     In a truncated film, the existing frames are counted.
     """
@@ -100,12 +100,12 @@ def count_frames(path: Path) -> int:
         except (pyav().FFmpegError, OSError):
             pass  # truncated; the frames before count
         if not 1 <= n <= MAX_FRAMES:
-            raise ValueError(f"found {'no frame' if n == 0 else 'more frames'}, expected 1 to {MAX_FRAMES:,}")
+            raise InputError(f"found {'no frame' if n == 0 else 'more frames'}, expected 1 to {MAX_FRAMES:,}")
     return n
 
 
 def decoded(path: Path) -> Iterator[Any]:
-    """PyAV's frames of a film in the order in which they are shown; `ValueError` if it is damaged."""
+    """PyAV's frames of a film in the order in which they are shown; `InputError` if it is damaged."""
     n = 0
     with opened(path) as (container, stream):
         try:
@@ -113,14 +113,14 @@ def decoded(path: Path) -> Iterator[Any]:
                 n += 1
                 yield frame
         except (pyav().FFmpegError, OSError) as error:
-            raise ValueError(f"found damage after frame {n}: {trouble(error)}") from None
+            raise InputError(f"found damage after frame {n}: {trouble(error)}") from None
 
 
 def to_rgb(frame: Any) -> np.ndarray:
-    """A frame of PyAV -> (H, W, 3) uint8 RGB, rotated as the film requires; `ValueError` for a damaged frame."""
+    """A frame of PyAV -> (H, W, 3) uint8 RGB, rotated as the film requires; `InputError` for a damaged frame."""
     expect_size(frame.width, frame.height)
     if frame.is_corrupt:
-        raise ValueError("found a damaged frame")
+        raise InputError("found a damaged frame")
     # the rotation is counter-clockwise, as in FFmpeg's display matrix and in NumPy
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
@@ -129,7 +129,7 @@ def frames(path: Path, stop: Callable[[Exception], None] | None = None) -> Itera
     """Frames (H, W, 3) uint8 of a film, or the images of a folder in the order of their names.
 
     A film with damage ends before the damaged frame; `stop` is called with the error if there was a frame before it.
-    Raises `ValueError`, `InputError` or `OSError` if there is no frame.
+    Raises `InputError`, `InputError` or `OSError` if there is no frame.
     """
     n, source = 0, map(read_image, images_in(path)) if path.is_dir() else map(to_rgb, decoded(path))
     try:
@@ -141,7 +141,7 @@ def frames(path: Path, stop: Callable[[Exception], None] | None = None) -> Itera
             raise
         stop(error)
     if n == 0:
-        raise ValueError(f"{path}: found no frame, expected at least one")
+        raise InputError(f"{path}: found no frame, expected at least one")
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -186,7 +186,7 @@ class Playing:
 def read_picture(path: Path) -> np.ndarray:
     """An image file, or a frame such as `film.avi/000012.png` -> (H, W, 3) uint8 RGB.
 
-    Errors as those of `images.read_image`; `ValueError` for a frame that the film does not have.
+    Errors as those of `images.read_image`; `InputError` for a frame that the film does not have.
     """
     film, play = file_of(path), Playing
     if film == path:
@@ -200,11 +200,11 @@ def read_picture(path: Path) -> np.ndarray:
             play.n += 1
     except StopIteration:
         n, play.n = play.n, 0
-        raise ValueError(f"{film}: found {n} frames that can be decoded, expected {wanted} or more") from None
+        raise InputError(f"{film}: found {n} frames that can be decoded, expected {wanted} or more") from None
     try:
         return to_rgb(play.frame)
     except ValueError as error:
-        raise ValueError(f"{film}: {error}") from None
+        raise InputError(f"{film}: {error}") from None
 
 
 # -- films out -----------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def write_film(path: Path, images: Iterable[np.ndarray], rate: Fraction, sample:
 
         WRITTEN[path.suffix.lower()](file, until_stopped(), rate, sample)
         if n == 0:
-            raise ValueError(f"{path}: found no frame to write, expected at least one")
+            raise InputError(f"{path}: found no frame to write, expected at least one")
     return n
 
 

@@ -269,7 +269,7 @@ class Log:
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of log.csv, without an incomplete line that a killed run has left."""
-        if not self.path.exists():
+        if not self.path.is_file():
             return []
         # what follows the last line end is incomplete
         header, *lines = self.path.read_text(errors="replace").split("\n")[:-1] or [""]

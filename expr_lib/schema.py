@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from expr_lib.errors import InputError
+from expr_lib.files import open_regular
 
 FORMAT = 1
 MAX_BYTES = 16 * 2**20
@@ -113,6 +114,14 @@ class JournalFile(DataFile, kw_only=True):
     crc32: list[Annotated[int, Meta(ge=0, lt=2**32)]] = []
 
 
+class ChunkLine(Struct):
+    """A line of the journal of an import: a finished chunk and its cases, each with the number of its image."""
+
+    bytes: Count
+    crc32: Annotated[int, Meta(ge=0, lt=2**32)]
+    told: list[tuple[int, Literal["left out", "note"], str, str]]
+
+
 class Estimate(Struct):
     """A number with its interval; None if it is undefined."""
 
@@ -160,7 +169,7 @@ def decode(text: str | bytes, where: str) -> Any:
 
 def read_json(path: Path) -> Any:
     """Decode the JSON in a file; InputError as in `decode`."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return decode(file.read(MAX_BYTES + 1), str(path))
 
 

@@ -417,6 +417,20 @@ def test_a_run_of_attacks_and_of_mistakes(tmp_path, monkeypatch, record_property
 
 
 @needs_nbgrader
+@linux
+def test_memory_counts_over_all_processes_of_a_submission(tmp_path):
+    hold = "import os, time; os.fork(); os.fork(); x = bytearray(300 << 20); time.sleep(600)"  # four, each below 1 GB
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import isolated, subprocess, tempfile, threading, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', sys.argv[2]], start_new_session=True)\n"
+        "kernel = isolated.Kernel.__new__(isolated.Kernel)\n"
+        "kernel.shared, kernel.over, isolated.sandbox.MEMORY_GB = tempfile.mkdtemp(), threading.Event(), 1\n"
+        "start = time.monotonic(); kernel.watch(child.pid); print(child.wait(), time.monotonic() - start < 300)"
+    )
+    assert grader(tmp_path / "grades", "-c", code, ROOT / "assignments", hold) == "-9 True\n"
+
+
+@needs_nbgrader
 def test_a_log_that_is_missing_is_said_and_costs_nobody_the_grades(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import grade\n"

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
-from expr_lib.apps.options import Checkpoint, NoNumber, Output, count, input_errors, may_write
+from expr_lib.apps.options import Checkpoint, NoNumber, Output, count, may_write, naming
 from expr_lib.apps.pictures import shown_size
 from expr_lib.errors import InputError
 from expr_lib.signals import stop_signals
@@ -68,10 +68,9 @@ def animate(
         raise InputError(f"--smooth: found {smooth:g}, expected 0 to 100 frames")
     count("--size", 64 if size is None else size, 16, 1024)
     if out.suffix.lower() == ".mp4":
-        films.pyav()  # fails now rather than after the film has been read
-    with input_errors():
-        still = read_image(face)
-        rate = films.rate_of(film) or Fraction(FOLDER_RATE)
+        films.pyav()  # now, not after the film was read
+    still = read_image(face)
+    rate = films.rate_of(film) or Fraction(FOLDER_RATE)
 
     import torch
     from tqdm import tqdm
@@ -83,7 +82,7 @@ def animate(
     if size is None or swapper.config.generator == "drawn":
         size = shown_size(swapper, still)
     size -= size % 2  # films have even sides
-    with input_errors(f"{face}: " * photographs):
+    with naming(face):
         still = align(still, size).face if photographs else square(still, size)  # (S, S, 3)
     place: list[np.ndarray] = []  # matrix of the face in the first frame, used for all frames so that the head moves
 
@@ -91,7 +90,7 @@ def animate(
         if not photographs:
             return square(frame, side)
         if not place:
-            with input_errors(f"{film}: first frame: "):
+            with naming(Path(f"{film}: first frame")):
                 place.append(align(frame, side).matrix)
         return crop(frame, place[0], side)
 
@@ -99,7 +98,7 @@ def animate(
         print(f"expr-lib: {error}; the film ends here", file=sys.stderr)
 
     read, seen = list[torch.Tensor](), list[np.ndarray]()
-    with input_errors(), stop_signals(signal.SIGINT) as stop:
+    with stop_signals(signal.SIGINT) as stop:
         frames = films.frames(film, cut_short)
         begin = next(frames)  # before the progress bar, so that the error for an invalid film is one line
         first = cut(begin, size)
@@ -124,9 +123,8 @@ def animate(
     if out.suffix.lower() == ".gif":  # a GIF has 255 colours for all frames
         some = f_r[torch.linspace(0, len(f_r) - 1, 8).long()]
         sample = [*animated(swapper, still, some), *[first] * (8 * inputs)]
-    with input_errors():
-        n = films.write_film(out, shown(), rate, sample)
-    print(f"{out}: {face.name} with the expressions of {film.name}, {n} frames, {float(rate):g} per second")
+    n = films.write_film(out, shown(), rate, sample)
+    print(f"{out}: {face.name} with the expressions of {film.name}, {n} frames, {float(rate):g} a second")
     say_if_unfamiliar(swapper.metadata, (face, film), np.stack([still, first]))
     if stop or n < len(f_r):
         raise KeyboardInterrupt

@@ -5,6 +5,7 @@ the user can correct, such as a missing file, ends with one line and exit code 2
 traceback.
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ Start with:  expr-lib demo"""
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit code 0, or 2 after one line on stderr for an error that the user can correct."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that are not UTF-8
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:10}{line}" for name, (_, line) in COMMANDS.items())))
         return

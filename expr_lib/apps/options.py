@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -47,9 +46,9 @@ def several(name: str) -> Any:
 
 
 def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Callable[[], Any]:
-    """The command with its arguments, ready to be called; for unknown arguments tyro prints an error and exits with 2.
+    """The command with its arguments, not yet run.
 
-    Raises InputError, which names the option as it was typed, if a config refuses a value.
+    InputError if the parser cannot read them or a config refuses a number; it names the option as it was typed.
     """
 
     @wraps(command)
@@ -66,10 +65,29 @@ def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> C
         why: BaseException | None = left
         while why is not None and not isinstance(why, InputError):
             why = why.__context__
-        if why is None:
-            sys.stderr.write(explained.getvalue())
+        if left.code == 0:  # --help
             raise
-        raise InputError(_as_typed(str(why), arguments)) from None
+        raise InputError(_as_typed(str(why), arguments) if why else _unboxed(explained.getvalue())) from None
+
+
+PLAIN = {
+    r"no type matching {None}\|INT .* from \[(.*?)\].*": r"found \1, expected a whole number",
+    r"invalid literal for int\(\) with base 10: (.*)": r"found \1, expected a whole number",
+    r"could not convert string to float: (.*)": r"found \1, expected a number",
+    "Exceeds the limit .* has (.*) digits;.*": r"found \1 digits, expected a smaller number",
+    "Error parsing ": "",
+}
+"""What the parser says, as a pattern -> in plain words."""
+
+
+def _unboxed(box: str) -> str:
+    """What the parser explains in a box, as one line without the help that it repeats."""
+    parts = re.split(r"[─-]{3,}\S?\s*$", re.sub(r"(?m)^[│|]| [│|]$", "", box), flags=re.MULTILINE)
+    text, *more = [" ".join(part.split()) for part in parts[1:]]
+    for said, plain in PLAIN.items():
+        text = re.sub(said, plain, text)
+    meant = re.findall("--[a-z][a-z0-9.-]*", " ".join(part for part in more if part.startswith("Perhaps")))
+    return text[:1000] + "".join(f"; perhaps you meant {option}" for option in meant[:1])
 
 
 def _as_typed(message: str, arguments: Sequence[str]) -> str:
@@ -96,21 +114,22 @@ def one_line(error: BaseException) -> str:
     """An error in one line; an error of the operating system gets the file and advice."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         return needed(error.name.partition(".")[0])
-    text = " ".join(str(error).split())
-    if not (isinstance(error, OSError) and text.startswith("[Errno")):
-        return text
-    what = f"{os.fsdecode(error.filename)}: cannot be read or written" if error.filename else "cannot read or write"
-    advice = ADVICE.get(error.errno or 0, "correct it and run the same command again")
-    return f"{what}: {(error.strerror or 'error').lower()}; {advice}"
+    text = str(error)
+    if isinstance(error, OSError) and text.startswith("[Errno"):
+        what = f"{os.fsdecode(error.filename)}: cannot be read or written" if error.filename else "cannot read or write"
+        advice = ADVICE.get(error.errno or 0, "set it right and run the same command again")
+        text = f"{what}: {(error.strerror or 'error').lower()}; {advice}"
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())  # names may hold anything
+    return text if len(text) < 1400 else f"{text[:1000]} ... {text[-300:]}"
 
 
 @contextmanager
-def input_errors(where: str = "") -> Iterator[None]:
-    """Turn a ValueError of an importer or image reader into an InputError whose message starts with `where`."""
+def naming(path: Path) -> Iterator[None]:
+    """Inside, an InputError is about this file, which is put before its message."""
     try:
         yield
-    except ValueError as error:
-        raise InputError(f"{where}{error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def count(option: str, value: int, least: int, most: int) -> int:

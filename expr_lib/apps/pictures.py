@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
-from expr_lib.apps.options import Checkpoint, Output, Which, expect_photographs, input_errors, may_write, several
+from expr_lib.apps.options import Checkpoint, Output, Which, expect_photographs, may_write, naming, several
 from expr_lib.importers.choose import Choice
 
 
@@ -62,7 +62,7 @@ def swap(
 
         cuts = []
         for path, image in zip((a, b), images, strict=True):
-            with input_errors(f"{path}: "):
+            with naming(path):
                 cuts.append(find(swapper, image, which))
         done = swap_photographs(swapper, images, cuts, weights)
         pictures = {out: done[0], out.with_name(f"{out.stem}-b.png"): done[1]}
@@ -114,7 +114,7 @@ def express(
     if photographs:
         from expr_lib.photographs import express_photograph, find
 
-        with input_errors(f"{image}: "):
+        with naming(image):
             cut = find(swapper, photo, which)
         face, done = cut.face, express_photograph(swapper, photo, cut, asked, from_rest)
     else:
@@ -131,8 +131,7 @@ def read(paths: Sequence[Path], out: Path, photographs: bool, which: Choice) -> 
 
     may_write("--out", out, ending=".png")
     expect_photographs(which, photographs)
-    with input_errors():
-        return [read_image(path) for path in paths]
+    return [read_image(path) for path in paths]
 
 
 def shown_size(swapper: Any, *images: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from expr_lib import SHIPPED
-from expr_lib.apps.options import Checkpoint, Output, Which, expect_photographs, input_errors, may_write, several
+from expr_lib.apps.options import Checkpoint, Output, Which, expect_photographs, may_write, naming, several
 from expr_lib.errors import InputError
 from expr_lib.files import replace_file
 from expr_lib.importers.choose import Choice
@@ -56,12 +56,12 @@ def read(
     writer = csv.writer(table)
     writer.writerow(["file", "unfamiliarity", *swapper.au_names])
     for file in files:
-        with input_errors(f"{file}: " if photographs else ""):
-            image = read_image(file)
+        image = read_image(file)
+        with naming(file):
             face = align(image, swapper.config.size, which).face if photographs else square(image, swapper.config.size)
         seen = to_float(torch.from_numpy(face)[None]).permute(0, 3, 1, 2)  # (1, S, S, 3) -> (1, 3, S, S)
         numbers = [float(familiar.distance(seen)), *read_images(swapper, face)]
         writer.writerow([file, *(f"{x:.3f}" for x in numbers)])
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, table.getvalue().encode())
+    replace_file(out, table.getvalue().encode(errors="backslashreplace"))
     print(f"{out}: {len(swapper.au_names)} action units of {len(files)} {'image' if len(files) == 1 else 'images'}")

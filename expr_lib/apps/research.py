@@ -23,7 +23,6 @@ from expr_lib.apps.options import (
     Which,
     count,
     device_of,
-    input_errors,
     may_write,
     several,
 )
@@ -70,8 +69,7 @@ def import_command() -> Callable[..., None]:
             out: data set folder to write.
         """
         may_write("FOLDER", out, folder=True)
-        with input_errors():
-            report = import_faces(kind, source, out, config)
+        report = import_faces(kind, source, out, config)
         meta = json.loads((out / "meta.json").read_bytes())
         print(f"{out}: {meta['rows']:,} images, {', '.join(meta['au_names'])}")
         print("\n".join([f"{n:8,}  cut: {how}" for how, n in meta["config"]["cut"].items() if n] + report.lines()))
@@ -102,9 +100,8 @@ def align(
         raise InputError("PHOTOGRAPH: found nothing, expected image files, or folders of them")
     count("--size", size, 16, 1024)
     may_write("--out", out, folder=True)
-    with input_errors():
-        for line in align_all(photographs, out, size, which):
-            print(line)
+    for line in align_all(photographs, out, size, which):
+        print(line)
 
 
 def train_command() -> Callable[..., None]:

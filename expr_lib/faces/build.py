@@ -32,7 +32,7 @@ from expr_lib.errors import InputError
 from expr_lib.faces.plan import VERSION, FacePlan, FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
 from expr_lib.facs import AU_NAMES, PRESENT_AT
-from expr_lib.files import replace_file, sha256
+from expr_lib.files import open_regular, replace_file, sha256
 from expr_lib.schema import FORMAT, JournalFile, Kind, MetaFile, checked, read_json
 
 CHUNK = 64
@@ -111,18 +111,19 @@ def _finish(
     renderer, plan, shape = load_renderer(device), plan_faces(config), (settings["rows"], config.size, config.size, 3)
     bytes_per_image, finished = config.size**2 * 3, 0
     try:
+        open_regular(partial, follow=False, write=True).close()
         if not journal.exists():
             _write(journal, json.dumps({**settings, "device": torch.device(device).type, "crc32": []}))
         journalled = {**settings, "device": torch.device(device).type}
         checksums = _read(journal, journalled, JournalFile).crc32
         if images.exists():  # killed between renaming the file and writing meta.json
             os.replace(images, partial)
-        partial.touch()
         needed, free = len(plan) * bytes_per_image - partial.stat().st_size, shutil.disk_usage(folder).free
         if needed > free:
             raise OSError(errno.ENOSPC, f"disk full: found {free / 1e6:.0f} MB free, expected {needed / 1e6:.0f} MB")
 
-        with partial.open("r+b") as file, tqdm(total=len(plan), unit="image", disable=not progress) as bar:
+        bar = tqdm(total=len(plan), unit="image", disable=not progress)
+        with open_regular(partial, follow=False, write=True) as file, bar:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             header = file.tell()
             for k, first in enumerate(range(0, len(plan), CHUNK)):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from expr_lib.errors import InputError
 from expr_lib.importers.choose import Choice, chosen
 from expr_lib.importers.pose import yaw
 
@@ -35,7 +36,7 @@ INVENTED = 1 / 3
 """Largest share of the ellipse `FACE` outside the photograph, where the pixels at its edge are repeated."""
 
 
-class LandmarkError(ValueError):
+class LandmarkError(InputError):
     """Landmarks that do not form a face, or do not belong to this photograph."""
 
 
@@ -52,29 +53,29 @@ def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
     """Find the face in a photograph (H, W, 3) uint8 and crop it to `size` pixels a side.
 
     Of several faces, `choice` decides; by default the largest is taken if it has four times the area of the next.
-    Raises `ImportError` without the extra `photographs`, `ValueError` if there is no face, if there are several,
+    Raises `ImportError` without the extra `photographs`, `InputError` if there is no face, if there are several,
     or if the head is turned too far.
     """
     found = find_faces(photo)
     if not found:
-        raise ValueError("found no face; expected one seen from the front, upright, at least 40 pixels wide")
+        raise InputError("found no face; expected one seen from the front, upright, at least 40 pixels wide")
     return cut_out(photo, chosen(found, choice), size)
 
 
 def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
     """Crop the face with these landmarks (68, 2) to `size` pixels a side.
 
-    Raises `ValueError` for a head that is turned too far, and `LandmarkError` for landmarks that do not fit.
+    Raises `InputError` for a head that is turned too far, and `LandmarkError` for landmarks that do not fit.
     """
     points = np.asarray(points, np.float64)
     if points.shape != (68, 2) or not np.isfinite(points).all():
         raise LandmarkError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
     expect_inside(anchors(points), photo.shape[:2])
     if abs(turned := yaw(points)) > MAX_YAW:
-        raise ValueError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
+        raise InputError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
     matrix = similarity(anchors(points))
     if (share := beside_face(matrix, points)) > MAX_BESIDE:
-        raise ValueError(f"found {share:.0%} of the changed area beside the face, expected {MAX_BESIDE:.0%} at most")
+        raise InputError(f"found {share:.0%} of the changed area beside the face, expected {MAX_BESIDE:.0%} at most")
     if (share := beyond(matrix, photo.shape[:2])) > INVENTED:
         found = f"found {share:.0%} of the face beyond the photograph, expected {INVENTED:.0%} at most"
         raise LandmarkError(f"landmarks: {found}; is this a scaled or cut copy?")

@@ -29,17 +29,17 @@ class Choice:
 
 
 def chosen(found: list[np.ndarray], choice: Choice) -> np.ndarray:
-    """The chosen one of several faces, given by their landmarks (68, 2); `ValueError` if the choice is not clear."""
+    """The chosen one of several faces, given by their landmarks (68, 2); `InputError` if the choice is not clear."""
     if len(found) == 1:
         return found[0]
     if choice.face > len(found):
-        raise ValueError(f"found {len(found)} faces, expected at least {choice.face} for --face {choice.face}")
+        raise InputError(f"found {len(found)} faces, expected at least {choice.face} for --face {choice.face}")
     if choice.face:
         return sorted(found, key=lambda points: float(points[:, 0].mean()))[choice.face - 1]
     area = [float((points.max(0) - points.min(0)).prod()) for points in found]
     second, largest = sorted(area)[-2:]
     if not choice.largest and largest < 4 * second:
-        raise ValueError(
+        raise InputError(
             f"found {len(found)} faces, expected one: choose with --largest or --face N, from left to right"
         )
     return found[area.index(largest)]

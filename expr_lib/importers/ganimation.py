@@ -61,7 +61,7 @@ def load(tree: Tree, file: str) -> dict[str, Any]:
     path = tree.root / file
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise ValueError(f"found {size:,} bytes, expected at most {MAX_BYTES:,}")
+            raise InputError(f"found {size:,} bytes, expected at most {MAX_BYTES:,}")
         return read_pickle(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None

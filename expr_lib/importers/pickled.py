@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from expr_lib.errors import InputError
+
 MAX_BYTES = 256_000_000
 MAX_OPCODES = 30_000_000
 """A million faces need about 25 million; the limit protects the memory."""
@@ -54,11 +56,11 @@ class Array:
         if isinstance(data, str):  # bytes as written by Python 2
             data = data.encode("latin1")
         if not isinstance(kind, Type) or not isinstance(data, bytes):
-            raise ValueError("refused: an array that does not hold plain numbers")
+            raise InputError("refused: an array that does not hold plain numbers")
         if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError("refused: an array whose shape is not made of numbers")
+            raise InputError("refused: an array whose shape is not made of numbers")
         if math.prod(shape) * TYPES[kind.name].itemsize != len(data):
-            raise ValueError(f"refused: an array of {len(data)} bytes, expected as many as its shape and type need")
+            raise InputError(f"refused: an array of {len(data)} bytes, expected as many as its shape and type need")
         self.type, self.shape, self.data = kind, shape, data
         return self
 
@@ -83,16 +85,16 @@ class Reader:
                 return self.pop()
             self.step(name, argument)
             if count > MAX_OPCODES or len(self.kept) > MAX_KEPT or len(self.stack) + len(self.marks) > MAX_STACK:
-                raise ValueError("refused: it holds more than a million faces need")
+                raise InputError("refused: it holds more than a million faces need")
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ValueError("damaged: it takes more than there is")
+            raise InputError("damaged: it takes more than there is")
         return self.stack.pop()
 
     def since_mark(self) -> list[Any]:
         if not self.marks:
-            raise ValueError("damaged: it takes more than there is")
+            raise InputError("damaged: it takes more than there is")
         start = self.marks.pop()
         taken = self.stack[start:]
         del self.stack[start:]
@@ -102,7 +104,7 @@ class Reader:
         found = self.pop()
         self.stack.append(found)
         if type(found) is not kind:
-            raise ValueError(f"refused: opcode {opcode} acts on {said(found)}, expected a {kind.__name__}")
+            raise InputError(f"refused: opcode {opcode} acts on {said(found)}, expected a {kind.__name__}")
         return found
 
     def step(self, opcode: str, argument: Any) -> None:
@@ -116,7 +118,7 @@ class Reader:
             self.kept[len(self.kept) if opcode == "MEMOIZE" else argument] = value
         elif opcode in ("GET", "BINGET", "LONG_BINGET"):
             if argument not in self.kept:
-                raise ValueError("damaged: it comes back to what was never there")
+                raise InputError("damaged: it comes back to what was never there")
             self.stack.append(self.kept[argument])
         elif opcode == "MARK":
             self.marks.append(len(self.stack))
@@ -140,19 +142,19 @@ class Reader:
         elif opcode == "REDUCE":
             arguments, function = self.pop(), self.pop()
             if type(function) is not Named or type(arguments) is not tuple:
-                raise ValueError(f"refused: opcode REDUCE acts on {said(function)}, expected a name and a tuple")
+                raise InputError(f"refused: opcode REDUCE acts on {said(function)}, expected a name and a tuple")
             self.stack.append(self.made(function.name, arguments))
         elif opcode == "BUILD":
             self.build(self.pop())
         elif opcode not in ("PROTO", "FRAME"):
-            raise ValueError(f"refused: opcode {opcode}, expected arrays, dicts and strings only")
+            raise InputError(f"refused: opcode {opcode}, expected arrays, dicts and strings only")
 
     def pairs(self, into: dict[str, Any], values: list[Any]) -> dict[str, Any]:
         if len(values) % 2:
-            raise ValueError("damaged: a dict with a name without a value")
+            raise InputError("damaged: a dict with a name without a value")
         for name, value in zip(values[::2], values[1::2], strict=True):
             if type(name) is not str:
-                raise ValueError(f"found a dict whose names are not all text ({said(name)}), expected names of images")
+                raise InputError(f"found a dict whose names are not all text ({said(name)}), expected names of images")
             into[name] = value
         return into
 
@@ -174,7 +176,7 @@ class Reader:
             return Array().fill(arguments[0], (), arguments[1])
         if name == "numpy.core.numeric._frombuffer" and len(arguments) == 4:
             return Array().fill(arguments[1], arguments[2], arguments[0])
-        raise ValueError(f"refused: opcode REDUCE calls {name} with {said(arguments)}, expected plain numbers")
+        raise InputError(f"refused: opcode REDUCE calls {name} with {said(arguments)}, expected plain numbers")
 
     def build(self, state: Any) -> None:
         """Fill the record on top of the stack: the byte order of a type, the bytes of an array."""
@@ -185,10 +187,10 @@ class Reader:
             target.fill(kind, shape, data)
         elif type(target) is Type and type(state) is tuple and len(state) == 8 and state[1] in ("<", ">", "|", "="):
             if state[2:5] != (None, None, None) or target.order != "=":
-                raise ValueError("refused: opcode BUILD gives a number type fields, expected plain numbers")
+                raise InputError("refused: opcode BUILD gives a number type fields, expected plain numbers")
             target.order = state[1]
         else:
-            raise ValueError(f"refused: opcode BUILD acts on {said(target)}, expected an array or a number type")
+            raise InputError(f"refused: opcode BUILD acts on {said(target)}, expected an array or a number type")
 
 
 PLAIN = set(
@@ -213,27 +215,27 @@ def opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
     while code := stream.read(1):
         known = pickletools.code2op.get(code.decode("latin1"))  # type: ignore[attr-defined]
         if known is None:
-            raise ValueError(f"damaged, or no pickle: found the byte {code!r} where an opcode should be")
+            raise InputError(f"damaged, or no pickle: found the byte {code!r} where an opcode should be")
         if known.name == "STRING":
             text = pickletools.read_stringnl(stream, decode=False)
             assert isinstance(text, bytes)
             yield known.name, text.decode("unicode_escape" if b"\\" in text else "latin1")
         else:
             yield known.name, known.arg.reader(stream) if known.arg else None
-    raise ValueError("damaged, or no pickle: it ends before its last opcode")
+    raise InputError("damaged, or no pickle: it ends before its last opcode")
 
 
 def checked(value: Any) -> Any:
-    """An argument; `ValueError` for a number of more than 64 bits."""
+    """An argument; `InputError` for a number of more than 64 bits."""
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise ValueError("refused: a whole number of more than 64 bits")
+        raise InputError("refused: a whole number of more than 64 bits")
     return bytes(value) if isinstance(value, bytearray) else value
 
 
 def named(name: str) -> Named:
     name = name.replace("numpy._core.", "numpy.core.", 1)
     if name not in KNOWN:
-        raise ValueError(f"refused: it asks for {said(name)[1:-1]}, expected arrays, dicts and strings only")
+        raise InputError(f"refused: it asks for {said(name)[1:-1]}, expected arrays, dicts and strings only")
     return Named(name)
 
 
@@ -247,19 +249,19 @@ def said(value: Any) -> str:
 
 
 def read_pickle(data: bytes) -> dict[str, Any]:
-    """The dict in a pickle, values as `numbers` takes them; `ValueError` in one line for anything else."""
+    """The dict in a pickle, values as `numbers` takes them; `InputError` in one line for anything else."""
     if len(data) > MAX_BYTES:
-        raise ValueError(f"found {len(data):,} bytes, expected at most {MAX_BYTES:,}")
+        raise InputError(f"found {len(data):,} bytes, expected at most {MAX_BYTES:,}")
     try:
         found = Reader().read(data)
     except (UnicodeError, OverflowError) as error:
-        raise ValueError(f"damaged, or no pickle: {type(error).__name__}") from None
+        raise InputError(f"damaged, or no pickle: {type(error).__name__}") from None
     except ValueError as error:
         text = " ".join(str(error).split())[:200]
         whole = text.startswith(("refused: ", "damaged", "found "))
-        raise ValueError(text if whole else f"damaged, or no pickle: {text}") from None
+        raise InputError(text if whole else f"damaged, or no pickle: {text}") from None
     if type(found) is not dict:
-        raise ValueError(f"found {said(found)}, expected a dict from names to arrays")
+        raise InputError(f"found {said(found)}, expected a dict from names to arrays")
     return found
 
 

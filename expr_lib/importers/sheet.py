@@ -11,6 +11,7 @@ from textwrap import wrap
 import numpy as np
 from PIL import Image, ImageDraw
 
+from expr_lib.errors import InputError
 from expr_lib.images import read_image, write_png
 from expr_lib.importers.align import Aligned, align, inverse
 from expr_lib.importers.choose import Choice
@@ -52,12 +53,12 @@ def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> It
     """Crop the face from each photograph, also from those in folders, to `out`; yields a line for each file written.
 
     Subfolders are kept, so that files with the same name stay apart. One photograph and one page of the contact sheet
-    are in memory at a time. Raises `ValueError` if there is no file and, after the contact sheets are written, if no
+    are in memory at a time. Raises `InputError` if there is no file and, after the contact sheets are written, if no
     face was found.
     """
     files = list(files_below(paths, out))
     if not any(file.exists() for file, _ in files):
-        raise ValueError(f"{', '.join(map(str, paths)) or 'PHOTOGRAPH'}: found no file, expected photographs")
+        raise InputError(f"{', '.join(map(str, paths)) or 'PHOTOGRAPH'}: found no file, expected photographs")
     pages, rows = -(-len(files) // PAGE), list[np.ndarray]()
     sheets = [out / (f"contact-sheet-{k:0{len(str(pages))}}.png" if pages > 1 else "contact-sheet.png")
               for k in range(1, pages + 1)]  # fmt: skip
@@ -67,7 +68,7 @@ def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> It
         try:
             photo = read_image(file)
             result: Aligned | str = align(photo, size, choice)
-        except (ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             result = str(error).removeprefix(f"{file}: ")
         rows.append(contact_row(str(below), photo, result))
         if isinstance(result, Aligned):
@@ -81,7 +82,7 @@ def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> It
             yield str(write_png(sheets[(n - 1) // PAGE], np.concatenate(rows)))
             rows.clear()
     if len(written) == len(sheets):
-        raise ValueError(f"found no face in any of {len(files)} files, expected at least one; reasons: {sheets[0]}")
+        raise InputError(f"found no face in any of {len(files)} files, expected at least one; reasons: {sheets[0]}")
 
 
 def files_below(paths: Sequence[Path], out: Path) -> Iterator[tuple[Path, Path]]:

@@ -121,7 +121,7 @@ class Tree:
         for rel in self.tables(*films.ENDINGS):
             try:
                 found[rel] = films.frame_paths(rel, films.count_frames(self.root / rel))
-            except InputError as error:  # without PyAV, images and their labels can still be imported
+            except ImportError as error:  # without PyAV, images and their labels can still be imported
                 self.unread = self.unread or f"{self.root / rel}: {error}"
                 self.report.left_out("film that needs PyAV", rel, 0, str(error))
             except (ValueError, OSError) as error:

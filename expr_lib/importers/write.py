@@ -25,6 +25,7 @@ from importlib import import_module
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Literal
 
 import numpy as np
@@ -32,13 +33,14 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from expr_lib.errors import MAX_SEED, InputError, check_range
-from expr_lib.files import replace_file, sha256
+from expr_lib.files import open_regular, replace_file, sha256
 from expr_lib.films import file_of, read_picture
 from expr_lib.images import square
 from expr_lib.importers.align import LandmarkError, align, beyond, cut_out
 from expr_lib.importers.choose import Choice
 from expr_lib.importers.people import with_people
 from expr_lib.importers.source import PEOPLE, LabelledImage, Report, Tree
+from expr_lib.schema import ChunkLine, MetaFile, checked, decode, read_json
 
 FORMAT = 1
 Kind = Literal["table", "openface", "pyfeat", "blendshapes", "disfa", "bp4d", "ckplus", "rafd", "ganimation"]
@@ -106,6 +108,10 @@ def import_faces(
             write(faces, au_names, Path(source), out, config, {"kind": kind}, report, progress)
     except Timeout:
         raise BlockingIOError(f"{out}: another process is importing here; wait for it to end") from None
+    except InputError:
+        if os.listdir(out) == [".import.lock"]:
+            rmtree(out)
+        raise
     return report
 
 
@@ -241,32 +247,29 @@ def write(
     partial, journal, size = out / "images.npy.partial", out / "import.jsonl", config.size
     settings = {"format": FORMAT, "size": size, "au_names": au_names} | about | {"plan": digest(faces, source, config)}
     if (meta := out / "meta.json").exists():
-        if json.loads(meta.read_bytes()).get("config", {}).get("plan") != settings["plan"]:
+        if checked(MetaFile, read_json(meta), str(meta)).config.get("plan") != settings["plan"]:
             raise InputError(f"{out}: found another data set, expected a new or an empty folder")
-        with (out / "report.csv").open(newline="") as opened:
-            _, *listed = csv.reader(opened)
-        report.cases[:] = [(kind, what, name, int(line or 0), detail) for kind, what, name, line, detail in listed]
+        report.cases[:] = read_report(out / "report.csv")
         journal.unlink(missing_ok=True)
         return
     lines = [json.dumps(settings)]
     if journal.exists():
-        found = journal.read_text().split("\n")
+        with open_regular(journal, follow=False) as opened:
+            found = opened.read().decode(errors="replace").split("\n")
         if found[0] != lines[0]:
             raise InputError(f"{out}: found an unfinished import of other files or settings, expected an empty folder")
         lines += found[1:-1]  # without an incomplete last line
     elif (out / "images.npy").exists():
         raise InputError(f"{out}: found images.npy without meta.json, expected a new or an empty folder")
-    if not partial.exists():
-        partial.touch()
-        if (out / "images.npy").exists():  # killed between the two renames at the end
-            os.replace(out / "images.npy", partial)
-    with partial.open("r+b") as file:
+    if not partial.exists() and (out / "images.npy").exists():  # killed between the two renames at the end
+        os.replace(out / "images.npy", partial)
+    with open_regular(partial, follow=False, write=True) as file:
         header(file, 0, size)
-        done = sound_chunks(file, lines[1:])
+        done = sound_chunks(file, lines[1:], len(faces), config)
         file.truncate()
         replace_text(journal, "\n".join(lines[: 1 + len(done)]) + "\n")
         cases: list[tuple[Any, ...]] = [
-            (k * chunk_size(config) + i, *why) for k, chunk in enumerate(done) for i, *why in chunk["told"]
+            (k * chunk_size(config) + i, *why) for k, chunk in enumerate(done) for i, *why in chunk.told
         ]
         todo = chunks(faces, config, source, len(done))
         first = len(done) * chunk_size(config)
@@ -292,7 +295,9 @@ def write(
         report.note(
             "landmarks do not fit so many images that those of the others are doubtful", "", 0, f"{unfit} of {marked}"
         )
-    if kept == 0:
+    if kept == 0:  # the same command works when the source was repaired
+        journal.unlink()
+        partial.unlink()
         raise InputError(f"{source}: found no usable image; {'; '.join(report.lines())}")
     good = [face for i, face in enumerate(faces) if i not in lost]
     replace_text(out / "labels.csv", labels(good, au_names))
@@ -308,17 +313,31 @@ def write(
     journal.unlink()
 
 
-def sound_chunks(file: Any, lines: list[str]) -> list[dict[str, Any]]:
-    """The chunks of the journal with correct checksums; sets the file position behind the last of them."""
-    sound: list[dict[str, Any]] = []
-    for line in lines:
+def read_report(path: Path) -> list[tuple[str, str, str, int, str]]:
+    """The cases in report.csv; InputError if something else stands there."""
+    try:
+        with open_regular(path) as file:
+            _, *listed = csv.reader(io.StringIO(file.read().decode(), newline=""))
+        return [(kind, what, name, int(line or 0), detail) for kind, what, name, line, detail in listed]
+    except (ValueError, csv.Error):
+        raise InputError(
+            f"{path}: damaged, expected the report of an import; remove the folder and import again"
+        ) from None
+
+
+def sound_chunks(file: Any, lines: list[str], n: int, config: ImportConfig) -> list[ChunkLine]:
+    """The chunks of the journal of n images that are whole; sets the file position behind the last of them."""
+    sound: list[ChunkLine] = []
+    for line, first in zip(lines, range(0, n, size := chunk_size(config)), strict=False):
         start = file.tell()
         try:
-            chunk = json.loads(line)
-            good = zlib.crc32(file.read(chunk["bytes"])) == chunk["crc32"]
-        except (ValueError, KeyError, TypeError):
-            good = False
-        if not good:
+            chunk = checked(ChunkLine, decode(line, "journal"), "journal")
+        except InputError:
+            break
+        lost = {i for i, kind, *_ in chunk.told if kind == "left out"}
+        kept = min(size, n - first) - len(lost)
+        good = chunk.bytes == kept * 3 * config.size**2 and all(0 <= i < min(size, n - first) for i, *_ in chunk.told)
+        if not good or zlib.crc32(file.read(chunk.bytes)) != chunk.crc32:
             file.seek(start)
             break
         sound.append(chunk)

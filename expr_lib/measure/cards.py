@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expr_lib.errors import InputError
-from expr_lib.files import replace_file
+from expr_lib.files import open_regular, replace_file
 from expr_lib.measure.evaluate import MEASURES, SECOND, UNDEFINED
 
 MARKERS = ("<!-- results: written by expr-lib evaluate, do not edit -->", "<!-- /results -->")
@@ -108,7 +108,8 @@ def update_tables(
 def find_table(readme: Path) -> tuple[str, int, int]:
     """The text of a Markdown file and the positions of its `MARKERS`; `InputError` if it has none."""
     try:
-        text = readme.read_text(encoding="utf-8")
+        with open_regular(readme) as file:
+            text = file.read().decode()
     except UnicodeDecodeError:
         raise InputError(f"{readme}: found bytes that are not UTF-8, expected a Markdown file") from None
     begin, end = (text.find(marker) for marker in MARKERS)

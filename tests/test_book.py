@@ -36,6 +36,15 @@ def test_answers_are_folded(pages):
         assert 3 <= len(answers) <= 5 and all(len(answer) > 100 for answer in answers), name
 
 
+def test_solutions_are_folded_and_no_cell_is_about_metrics_json(pages):
+    for name in NAMES:
+        html = (pages / f"{name}.html").read_text(encoding="utf-8")
+        solutions = re.findall(r"<details><summary>Solution</summary>(.*?)</details>", html, re.DOTALL)
+        assert 3 <= len(solutions) <= 5 and all("<pre" in text and "def" in text for text in solutions), name
+        assert html.count("NotImplementedError") >= len(solutions), "the cells to fill in stay"
+        assert "write_results(" not in re.sub(r"<[^>]+>", "", html), name
+
+
 def test_links_lead_to_pages_of_the_book(pages):
     seen = list(pages.rglob("*.html"))
     assert pages / "files" / "assignments" / "STUDENTS.html" in seen

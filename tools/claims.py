@@ -1,6 +1,6 @@
 """Is f_f free of the expression? One probe on the pixels, on an untrained encoder, and on f_f of both generations.
 
-    python tools/claims.py                     # about half an hour on two cores -> benchmarks/results/claims.json and .md
+    python tools/claims.py     # half an hour on two cores -> benchmarks/results/claims.json and .md
 
 The probe is that of ``leak_au``: a new network, fitted to images of other people. A value of 0.5 says that it reads
 nothing. The pixels certainly contain the expression, so what it reads there is the mark to compare with.

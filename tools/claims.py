@@ -22,7 +22,7 @@ from expr_lib.apps.held_out import held_out_faces
 from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
 from expr_lib.measure.evaluate import write_results
-from expr_lib.measure.metrics import balanced_accuracy, json_number
+from expr_lib.measure.metrics import balanced_accuracy
 from expr_lib.measure.probes import PROBE_SEED, probe_au, render
 from expr_lib.model import Swapper
 from expr_lib.moving import as_map
@@ -71,14 +71,14 @@ def main(out: Path = Path("benchmarks/results/claims.json"), n_probe: int = 6000
     for plan in (fitted, test):
         chunks = np.array_split(np.arange(len(plan)), -(-len(plan) // 32))
         images.append(torch.cat([render(plan, renderer, rows, "cpu").half() for rows in tqdm(chunks, "rendering")]))
-    found: dict[str, list[float | None]] = {}
+    found: dict[str, list[float]] = {}
     for name, feature in features().items():
         maps = [torch.cat([feature(x.float()).half() for x in part.split(32)]) for part in images]
         found[name] = []
         for seed in range(seeds):
             with torch.inference_mode(False):
                 read = probe_au(maps[0].clone(), fitted.au, maps[1].clone(), seed=seed)
-            found[name].append(json_number(balanced_accuracy(read, test.au).nanmean()))
+            found[name].append(float(balanced_accuracy(read, test.au).nanmean()))
         print(name, found[name], flush=True)
     write_results(out, {"leak_au": found, "n_fitted": len(fitted), "n_images": len(test)})
     out.with_suffix(".md").write_text(table(found, len(fitted), len(test)), encoding="utf-8")

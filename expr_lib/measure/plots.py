@@ -46,7 +46,7 @@ STYLE: dict[Any, Any] = {
 def show_inline() -> None:
     """In a notebook, show figures in it, whatever the environment variable MPLBACKEND says; elsewhere do nothing."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if getattr(shell, "kernel", None) is not None:
+    if shell is not None and hasattr(shell, "kernel"):
         shell.run_line_magic("matplotlib", "inline")
 
 

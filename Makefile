@@ -5,6 +5,7 @@
 # make app     the expression mixer as a page of its own, in the browser
 # make page    the mixer as a static web page, computed in the browser: build/page  (needs npm)
 # make book    every notebook executed, as a web site: build/book/index.html      (about 20 minutes)
+# make slides  every figure of the course as a PDF for lectures: build/book/slides.pdf  (executes the notebooks first)
 # make lint    ruff and mypy alone
 # make results measure the shipped weights: table and picture of the README, tables and figures in benchmarks/results
 # make film    a rendered person drives the still face of another: notebooks/figures/animate.gif
@@ -24,7 +25,7 @@ SHELL  := /bin/bash
 STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "$(addprefix metadata.language_info.,version mimetype file_extension codemirror_mode nbconvert_exporter pygments_lexer)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint lab app page book chromium results film bench assignments grade clean
+.PHONY: help setup demo test check lint lab app page book slides chromium results film bench assignments grade clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -71,6 +72,9 @@ page: $(READY)
 
 book: $(READY)
 	@$(BIN)/python notebooks/book.py build/book
+
+slides: $(READY)
+	@$(BIN)/python notebooks/slides.py build/book
 
 # The widgets are tested in a real browser; where it is missing and cannot be installed, those tests are skipped and say so.
 chromium:

@@ -74,6 +74,18 @@ def freeze_widgets(notebook: nbformat.NotebookNode) -> None:
                 )
 
 
+def fold(notebook: nbformat.NotebookNode) -> None:
+    """Solutions become text that a reader unfolds; the cell that writes the numbers for the tests is left out."""
+    cells = notebook.cells
+    for k, cell in enumerate(cells):
+        if "solution" in cell.metadata.get("tags", []):
+            source = f"<details><summary>Solution</summary>\n\n```python\n{cell.source}\n```\n\n</details>"
+            cells[k] = nbformat.v4.new_markdown_cell(source, id=cell.id)
+            if cells[k - 1].source.startswith("The next cell is a solution."):
+                cells[k - 1].source = ""
+    notebook.cells = [c for c in cells if c.source and "metrics" not in c.metadata.get("tags", [])]
+
+
 def with_links(html: str, base: Path, here: Path, out: Path, made: set[Path]) -> str:
     """Links to files of the project, relative to `base`, lead to where they are in the book; `here` is the page.
 
@@ -106,6 +118,7 @@ def with_links(html: str, base: Path, here: Path, out: Path, made: set[Path]) ->
 def page(notebook: nbformat.NotebookNode, name: str, names: list[str], out: Path, made: set[Path]) -> str:
     """HTML of one notebook, with links to the first page, the one before and the next."""
     freeze_widgets(notebook)
+    fold(notebook)
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     html, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": name}})
     at = names.index(name)

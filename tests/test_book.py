@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("book", ROOT / "notebooks" / "book.py")
@@ -36,12 +39,37 @@ def test_answers_are_folded(pages):
         assert 3 <= len(answers) <= 5 and all(len(answer) > 100 for answer in answers), name
 
 
+def test_solutions_are_folded_and_no_cell_is_about_metrics_json(pages):
+    for name in NAMES:
+        html = (pages / f"{name}.html").read_text(encoding="utf-8")
+        solutions = re.findall(r"<details><summary>Solution</summary>(.*?)</details>", html, re.DOTALL)
+        assert 3 <= len(solutions) <= 5 and all("<pre" in text and "def" in text for text in solutions), name
+        assert html.count("NotImplementedError") >= len(solutions), "the cells to fill in stay"
+        assert "write_results(" not in re.sub(r"<[^>]+>", "", html), name
+
+
 def test_links_lead_to_pages_of_the_book(pages):
     seen = list(pages.rglob("*.html"))
     assert pages / "files" / "assignments" / "STUDENTS.html" in seen
     for path in seen:
         for target in re.findall(r'(?:href|src)="(?!\w+:)([^"#]+)', path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.relative_to(pages)}: {target}"
+
+
+def test_slides_have_a_page_for_each_figure(tmp_path):
+    spec = importlib.util.spec_from_file_location("slides", ROOT / "notebooks" / "slides.py")
+    assert spec and spec.loader
+    slides = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(slides)
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 20), "red").save(picture, "png")
+    shown = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(picture.getvalue()).decode()})
+    cells = [nbformat.v4.new_markdown_cell("# 00 · Start\n\n## 1 · A section"), nbformat.v4.new_code_cell("draw()")]
+    cells[1].outputs = [shown, shown]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    assert [found[:2] for found in slides.figures(notebook)] == [("00 · Start", "1 · A section")] * 2
+    assert slides.write_slides(tmp_path / "slides.pdf", [notebook]) == 2
+    assert (tmp_path / "slides.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_no_solution_of_an_assignment_is_in_it(pages):

@@ -21,6 +21,7 @@ from expr_lib.measure.evaluate import (
     SECOND,
     STRATA,
     evaluate,
+    mean_expression,
     pose_gap,
     write_results,
 )
@@ -99,6 +100,20 @@ def test_trivial_answers_score_as_the_design_says(oracle):
         ceiling = values(oracle, row)
         assert ceiling["transfer_score"] == pytest.approx(1, abs=1e-3) and ceiling["identity_kept"] == 1
         assert ceiling["au_icc"] == pytest.approx(1, abs=1e-3)
+
+
+def test_the_average_face_beats_the_copy_in_pixels_and_shows_nothing_of_b(oracle):
+    found = values(oracle, "average face")
+    assert 0.05 < found["gain"] < 0.6 and found["gain"] == pytest.approx(found["transfer_score"])
+    assert abs(found["au_icc"]) < 0.05 and found["identity_kept"] == 1
+    training = PLAN.split == "train"
+    assert torch.equal(mean_expression(PLAN), PLAN.au[training].mean(0))
+    assert torch.equal(mean_expression(replace(PLAN, split=np.where(training, "test", PLAN.split))), PLAN.au.mean(0))
+
+
+def test_a_result_file_without_the_average_face_still_makes_a_table(oracle):
+    older = oracle | {"rows": {name: row for name, row in oracle["rows"].items() if name != "average face"}}
+    assert "average face" in folded_table(oracle) and "average face" not in folded_table(older)
 
 
 def test_every_figure_is_there_with_an_interval_around_it(oracle):

@@ -7,6 +7,7 @@ lowest and highest value, or `[">", path, margin]` for a number that must beat a
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -97,16 +98,41 @@ def test_it_reads_as_prose_with_a_little_code(path):
         assert "markdown" in (one.cell_type, two.cell_type, three.cell_type), f"cell {two.id}: no word around it"
 
 
-@each_notebook
-def test_each_exercise_has_a_folded_solution_and_a_check(path):
-    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+def practice(path: Path) -> list[tuple[str, nbformat.NotebookNode, nbformat.NotebookNode, nbformat.NotebookNode]]:
+    """(text above, cell to fill in, solution, check) of each practice task of a notebook."""
+    cells, found = read(path).cells, []
     for k, cell in enumerate(cells):
         if "exercise" in cell.metadata.get("tags", []):
-            solution, check = cells[k + 1 : k + 3]
-            name = cell.source.split("(")[0].removeprefix("def ")
-            assert "raise NotImplementedError" in cell.source and solution.source.startswith(f"def {name}(")
-            assert "solution" in solution.metadata.tags and solution.metadata.jupyter.source_hidden
-            assert "assert" in check.source and "NotImplementedError" not in solution.source
+            solution, check = [c for c in cells[k + 1 : k + 5] if c.cell_type == "code"][:2]
+            found.append((cells[k - 1].source, cell, solution, check))
+    return found
+
+
+@each_notebook
+def test_each_practice_task_has_a_difficulty_a_folded_solution_and_a_check(path):
+    tasks = practice(path)
+    assert 3 <= len(tasks) <= 5
+    for text, cell, solution, check in tasks:
+        head = cell.source.partition("raise NotImplementedError(")[0]
+        assert head != cell.source and solution.source.startswith(head.rstrip()) and head.startswith("def ")
+        assert re.search(r"\*\*(Practice \d|Your turn) \((easy|medium|hard)\)\.\*\* ", text), f"cell {cell.id}"
+        assert "solution" in solution.metadata.tags and solution.metadata.jupyter.source_hidden
+        assert "assert" in check.source and "NotImplementedError" not in solution.source
+
+
+@each_notebook
+def test_exercises_have_a_difficulty_and_readers_predict_before_they_run(path):
+    text = prose(read(path))
+    exercises = re.split(r"\n## |\n\*\*Assign", text.split("\n## Exercises\n")[1])[0]
+    numbered = re.findall(r"(?m)^\d\. .*", exercises)
+    assert len(numbered) >= 4 and all(re.match(r"\d\. \*\((easy|medium|hard)\)\* ", line) for line in numbered)
+    assert text.count("**Predict first:**") >= 2
+
+
+@each_notebook
+def test_the_cell_that_writes_metrics_json_is_folded(path):
+    (cell,) = [c for c in read(path).cells if c.cell_type == "code" and "metrics" in c.metadata.get("tags", [])]
+    assert cell.metadata.jupyter.source_hidden and "write_results(" in cell.source
 
 
 # -- as they run ---------------------------------------------------------------------------------------------------
@@ -132,8 +158,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def as_in_jupyterlab(monkeypatch, tmp_path):
-    """Figures go into the notebook, whatever the tests draw with, and nothing is written to the home folder."""
-    monkeypatch.delenv("MPLBACKEND", raising=False)
+    """A backend without a display is named, as on a server, and nothing is written to the home folder."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
 

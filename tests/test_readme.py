@@ -56,6 +56,13 @@ def test_the_results_table_is_that_of_the_result_file():
     assert {line.count("|") for line in table.partition("<details>")[0].split("\n") if line} == {5}  # four columns
 
 
+def test_what_the_readme_says_about_f_f_is_in_the_result_files():
+    text = (ROOT / "README.md").read_text()
+    for generation, name in (("first", "swap-64"), ("second", "moved-128")):
+        leak = json.loads((FOLDER / f"{name}.json").read_text())["leaks"]["leak_au"]["value"]
+        assert f"| `f_f` of the {generation} generation | {leak:.2f} |" in text
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_a_model_card_has_the_numbers_of_its_result_file(name):
     """`expr-lib card` writes the head, which a hub reads, and the tables."""

@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
 
 from expr_lib import FIRST, swap
-from expr_lib.apps.widgets import EncodedFaces, FaceExplorer, FeatureMap, LatentMixer, SwapExplorer, bars
+from expr_lib.apps.widgets import EncodedFaces, FaceExplorer, FeatureMap, LatentMixer, RunSlider, SwapExplorer, bars
 from expr_lib.faces.build import SAMPLE_EXPRESSIONS
 from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import Renderer, load_renderer
@@ -128,6 +128,15 @@ def test_the_swap_explorer_shows_both_swaps_and_both_truths(faces):
     assert abs(a_swapped - one).max() <= 1 and abs(b_swapped - two).max() <= 1
     assert (a_true == faces.truth(0, 1, all_of)[0].numpy()).all()
     assert (b_true == faces.truth(1, 0, all_of)[0].numpy()).all()
+
+
+def test_a_slider_over_runs_shows_the_pictures_and_the_note_of_the_chosen_one():
+    pictures = {name: np.full((3, 8, 8, 3), value, np.uint8) for name, value in (("slow", 10), ("fast", 200))}
+    widget = RunSlider(pictures, {"slow": "hides nothing", "fast": "hides a lot"}, "speed of D")
+    assert widget.note.value == "hides nothing"
+    widget.slider.value = "fast"
+    shown = np.asarray(Image.open(io.BytesIO(widget.image.value)))
+    assert widget.note.value == "hides a lot" and shown.shape == (8, 24, 3) and (shown == 200).all()
 
 
 def test_bars_are_as_long_as_the_intensities():

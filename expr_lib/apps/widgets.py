@@ -1,4 +1,4 @@
-"""Four widgets for JupyterLab and Voila: explore faces, swap two, mix two, and walk over a map of features.
+"""Widgets for JupyterLab and Voila: explore faces, swap two, mix two, walk over a map of features, compare runs.
 
 While the kernel draws, a slider waits in the browser and then sends its newest value only: ipywidgets drops those in
 between. So every handler here draws at once, and once, from features that were encoded when the faces were chosen.
@@ -43,7 +43,7 @@ from expr_lib.faces.render import Renderer
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY
 from expr_lib.measure.plots import COLORS
 
-__all__ = ["EncodedFaces", "FaceExplorer", "FeatureMap", "LatentMixer", "SwapExplorer"]
+__all__ = ["EncodedFaces", "FaceExplorer", "FeatureMap", "LatentMixer", "RunSlider", "SwapExplorer"]
 
 STILL = 0.12
 """Seconds without a change after which the true mixture is rendered, which takes longer than the network."""
@@ -330,3 +330,29 @@ class FeatureMap(widgets.VBox):
         """Show the face of the chosen point."""
         self.image.value = encode_image(self.images[self.chosen])
         self.label.value = self.labels[self.chosen]
+
+
+class RunSlider(widgets.VBox):
+    """A slider over runs that are finished: it shows pictures of the chosen one and a note, and computes nothing.
+
+    `pictures` {name of a run: (n, S, S, 3) uint8}, in the order of the slider; `notes` {name: what to know about
+    it}; `label`: what differs between the runs; `edge`: size of a picture on the screen in pixels.
+    """
+
+    def __init__(
+        self, pictures: Mapping[str, np.ndarray], notes: Mapping[str, str], label: str, edge: int = 96
+    ) -> None:
+        super().__init__()
+        self.strips = {name: encode_image(np.concatenate(list(images), 1)) for name, images in pictures.items()}
+        self.notes = dict(notes)
+        n = max(len(images) for images in pictures.values())
+        wide = {"style": {"description_width": "initial"}, "layout": widgets.Layout(width="480px")}
+        self.slider = widgets.SelectionSlider(options=list(pictures), description=label, **wide)
+        self.image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width=f"{n * edge}px"))
+        self.note = widgets.Label()
+        self.slider.observe(self.draw, "value")
+        self.draw()
+        self.children = page(self.slider, self.note, self.image)
+
+    def draw(self, change: Any = None) -> None:
+        self.image.value, self.note.value = self.strips[self.slider.value], self.notes[self.slider.value]

@@ -49,6 +49,7 @@ ROWS = {
     "ours": "swap",
     "copy-input": "I^a itself: what doing nothing scores",
     "copy-other": "I^b itself: the right expression on the wrong person",
+    "average face": "a with the mean expression of the training people: what a cautious guess scores, without I^b",
     "self-reconstruction": "self(I^a), compared with I^a: what encoding costs",
     "self-reconstruction of the truth": "self(T): the most that this encoder and generator could score",
     "render of what is read": "T with the AUs that the judge reads from I^b: as far as an estimator carries",
@@ -209,6 +210,12 @@ def pairs_of(plan: FacePlan, n_pairs: int, seed: int = 0) -> np.ndarray:
     return held_out_pairs(labels, n_pairs, seed)
 
 
+def mean_expression(plan: FacePlan) -> Tensor:
+    """Mean AUs of the training people of a plan, (n_aus,); of all its people if none of them is for training."""
+    training = torch.from_numpy(plan.split == "train")
+    return plan.au[training if training.any() else ...].mean(0)
+
+
 def pose_gap(a: Views, b: Views) -> Tensor:
     """Angle of the rotation between the poses of two heads, in degrees, (B,)."""
     turn = rotation(a.yaw, a.pitch, a.roll).mT @ rotation(b.yaw, b.pitch, b.roll)  # (B, 3, 3)
@@ -242,6 +249,8 @@ def _answers(
     read_pixels, _ = replace(plan, au=as_read).render(renderer, rows, au_rows=other)
     read = to_float(read_pixels.to(device)).permute(0, 3, 1, 2)  # (2B, 3, S, S)
     at_rest, _ = replace(plan, au=torch.zeros_like(plan.au)).render(renderer, rows)
+    average_pixels, _ = replace(plan, au=mean_expression(plan).expand_as(plan.au)).render(renderer, rows)
+    average = to_float(average_pixels.to(device)).permute(0, 3, 1, 2)  # (2B, 3, S, S)
     rest = {
         "copy-input": image,
         "true render": to_float(at_rest.to(device)).permute(0, 3, 1, 2),
@@ -279,6 +288,7 @@ def _answers(
         "ours": (swap, itself, true_itself),
         "copy-input": (image, image, truth),
         "copy-other": (image.roll(len(rows) // 2, 0), image, truth),
+        "average face": (average, image, truth),
         "self-reconstruction": (itself, itself, true_itself, image),
         "self-reconstruction of the truth": (true_itself, itself, true_itself),
         "render of what is read": (read, image, truth),

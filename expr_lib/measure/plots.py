@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,16 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e6e6e6", "lines.linewidth": 2.2, "legend.frameon": False, "image.interpolation": "bicubic",
     "axes.prop_cycle": plt.cycler(color=list(COLORS.values())), "figure.dpi": 110, "savefig.dpi": 160,
 }  # fmt: skip
+
+
+def show_inline() -> None:
+    """In a notebook, show figures in it, whatever the environment variable MPLBACKEND says; elsewhere do nothing."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and hasattr(shell, "kernel"):
+        shell.run_line_magic("matplotlib", "inline")
+
+
+show_inline()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ all the rest works without. The model was trained on 300-W, whose licence exclud
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from expr_lib.importers.choose import Choice, chosen
-from expr_lib.importers.pose import yaw
+from expr_lib.importers.pose import marked, turn
 
 CANONICAL = np.array([[0.3467, 0.3769], [0.6533, 0.3769], [0.3763, 0.7422], [0.6237, 0.7422]])
 """Eyes and mouth corners of the mean rendered head, seen from the front, in shares of the image; image left first."""
@@ -46,6 +47,7 @@ class Aligned:
     face: np.ndarray  # (S, S, 3) uint8
     points: np.ndarray  # (68, 2) landmarks in pixels of the photograph
     matrix: np.ndarray  # (2, 3) pixels of the photograph -> shares of the face image
+    turn: tuple[float, float] = (math.nan, math.nan)  # yaw and pitch of the head in degrees
 
 
 def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
@@ -70,15 +72,16 @@ def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
     if points.shape != (68, 2) or not np.isfinite(points).all():
         raise LandmarkError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
     expect_inside(anchors(points), photo.shape[:2])
-    if abs(turned := yaw(points)) > MAX_YAW:
-        raise ValueError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
+    yaw, pitch = turn(points)
+    if abs(yaw) > MAX_YAW:
+        raise ValueError(f"found a head turned by {abs(yaw):.0f} degrees, expected {MAX_YAW:.0f} at most")
     matrix = similarity(anchors(points))
     if (share := beside_face(matrix, points)) > MAX_BESIDE:
         raise ValueError(f"found {share:.0%} of the changed area beside the face, expected {MAX_BESIDE:.0%} at most")
     if (share := beyond(matrix, photo.shape[:2])) > INVENTED:
         found = f"found {share:.0%} of the face beyond the photograph, expected {INVENTED:.0%} at most"
         raise LandmarkError(f"landmarks: {found}; is this a scaled or cut copy?")
-    return Aligned(crop(photo, matrix, size), points, matrix)
+    return Aligned(crop(photo, matrix, size), points, matrix, (yaw, pitch))
 
 
 def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -98,8 +101,13 @@ def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
 
 
 def beside_face(matrix: np.ndarray, points: np.ndarray) -> float:
-    """Share of the ellipse ``FACE``, weighted as it is pasted, that lies beside the face of these landmarks."""
+    """Share of the ellipse ``FACE``, weighted as it is pasted, that lies beside the face of these landmarks.
+
+    It is 0 if the landmarks do not say where the outline is.
+    """
     brows = points[17:27]
+    if not marked(points)[:27].all():
+        return 0.0
     forehead = brows + 0.9 * (brows.mean(0) - points[33])  # as high as from the brows to below the nose
     outline = np.concatenate([points[:17], forehead[::-1]]) @ matrix[:, :2].T + matrix[:, 2]
     inside, weight = Image.new("1", (64, 64)), face_mask(64)

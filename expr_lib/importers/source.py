@@ -45,6 +45,7 @@ class LabelledImage:
     points: np.ndarray | None = None  # (68, 2) landmarks in pixels of the image, if known
     take: str = ""  # a film of one person in one view; "" = unknown
     face: int = 0  # which of several people in the image
+    turn: tuple[float, float] = (UNKNOWN, UNKNOWN)  # yaw and pitch in degrees, by landmarks
 
 
 @dataclass

@@ -166,7 +166,8 @@ def split_by_subject(faces: list[LabelledImage], config: ImportConfig) -> None:
 
 Job = tuple[str, list[tuple[str, np.ndarray | None]], int, Choice | None]  # root, (image, landmarks), size, find faces
 Case = tuple[int, str, str, str]  # number of the image, kind, reason, detail
-Done = tuple[bytes, list[Case]]  # pixels of the usable images, and cases for the report
+Turn = tuple[int, float, float]  # number of the image, yaw and pitch in degrees
+Done = tuple[bytes, list[Case], list[Turn]]  # pixels of the usable images, cases for the report, poses by landmarks
 BEYOND = 0.05
 """Share of a face outside its image above which the report has a note."""
 SUSPECT = 0.1
@@ -177,10 +178,10 @@ UNUSABLE, UNFIT = "image that cannot be used", "landmarks that do not fit their 
 def read_chunk(job: Job) -> Done:
     """Read, crop and scale one chunk of images, in a worker process."""
     root, wanted, size, find = job
-    pixels, cases = io.BytesIO(), list[Case]()
+    pixels, cases, turns = io.BytesIO(), list[Case](), list[Turn]()
     for i, (rel, points) in enumerate(wanted):
         try:
-            image = read_picture(Path(root, rel))
+            image, cut = read_picture(Path(root, rel)), None
             if points is not None:
                 if np.abs(points).max() <= 2:  # MediaPipe's landmarks are shares of the image
                     points = points * (image.shape[1], image.shape[0])
@@ -189,14 +190,15 @@ def read_chunk(job: Job) -> Done:
                     cases.append(
                         (i, "note", "face that reaches beyond its image, where the edge goes on", f"{share:.0%}")
                     )
-                image = cut.face
-            else:
-                image = align(image, size, find).face if find else square(image, size)
-            pixels.write(np.ascontiguousarray(image).data)
+            elif find:
+                cut = align(image, size, find)
+            pixels.write(np.ascontiguousarray(cut.face if cut else square(image, size)).data)
+            if cut:
+                turns.append((i, *(round(angle, 1) for angle in cut.turn)))
         except (ValueError, OSError) as error:
             reason = UNFIT if isinstance(error, LandmarkError) else UNUSABLE
             cases.append((i, "left out", reason, str(error).removeprefix(f"{file_of(Path(root, rel))}: ")))
-    return pixels.getvalue(), cases
+    return pixels.getvalue(), cases, turns
 
 
 def chunks(faces: list[LabelledImage], config: ImportConfig, root: Path, first: int) -> Iterator[Job]:
@@ -263,17 +265,20 @@ def write(
         cases: list[tuple[Any, ...]] = [
             (k * chunk_size(config) + i, *why) for k, chunk in enumerate(done) for i, *why in chunk["told"]
         ]
+        turns = [(k * chunk_size(config) + i, *turn) for k, chunk in enumerate(done) for i, *turn in chunk["turns"]]
         todo = chunks(faces, config, source, len(done))
         first = len(done) * chunk_size(config)
         bar = tqdm(total=len(faces), initial=min(first, len(faces)), unit="image", disable=not progress)
         processes = config.processes or os.cpu_count() or 1
         with bar, journal.open("a") as log:
-            for pixels, bad in work(todo, 1 if len(faces) - first <= 64 else processes):
+            for pixels, bad, turned in work(todo, 1 if len(faces) - first <= 64 else processes):
                 file.write(pixels)
                 file.flush()
-                log.write(json.dumps({"bytes": len(pixels), "crc32": zlib.crc32(pixels), "told": bad}) + "\n")
+                line = {"bytes": len(pixels), "crc32": zlib.crc32(pixels), "told": bad, "turns": turned}
+                log.write(json.dumps(line) + "\n")
                 log.flush()
                 cases += [(first + i, *why) for i, *why in bad]
+                turns += [(first + i, *turn) for i, *turn in turned]
                 bar.update(min(chunk_size(config), len(faces) - first))
                 first += chunk_size(config)
         lost = {i for i, kind, *_ in cases if kind == "left out"}
@@ -289,6 +294,8 @@ def write(
         )
     if kept == 0:
         raise InputError(f"{source}: found no usable image; {'; '.join(report.lines())}")
+    for i, yaw, pitch in turns:
+        faces[i].turn = yaw, pitch
     good = [face for i, face in enumerate(faces) if i not in lost]
     replace_text(out / "labels.csv", labels(good, au_names))
     rows = [(kind, what, name, str(line or ""), detail) for kind, what, name, line, detail in report.cases]
@@ -310,7 +317,7 @@ def sound_chunks(file: Any, lines: list[str]) -> list[dict[str, Any]]:
         start = file.tell()
         try:
             chunk = json.loads(line)
-            good = zlib.crc32(file.read(chunk["bytes"])) == chunk["crc32"]
+            good = zlib.crc32(file.read(chunk["bytes"])) == chunk["crc32"] and "turns" in chunk
         except (ValueError, KeyError, TypeError):
             good = False
         if not good:
@@ -342,7 +349,7 @@ def digest(faces: list[LabelledImage], source: Path, config: ImportConfig) -> st
 
 
 def labels(faces: list[LabelledImage], au_names: list[str]) -> str:
-    """labels.csv: subject, split, take (empty if unknown), AUs, name of the person, path of the image."""
+    """labels.csv: subject, split, take, AUs, yaw, pitch, person and path of the image; what is unknown is empty."""
     people = {name: i for i, name in enumerate(sorted({face.subject for face in faces}))}
     # a take belongs to one person, even if the source uses its name twice
     takes = {take: i for i, take in enumerate(sorted({(face.subject, face.take) for face in faces if face.take}))}
@@ -350,12 +357,12 @@ def labels(faces: list[LabelledImage], au_names: list[str]) -> str:
     def cell(value: float) -> str:
         return "" if np.isnan(value) else f"{value:g}"
 
-    rows: list[tuple[str, ...]] = [("subject", "split", "take", *au_names, "person", "image")]
+    rows: list[tuple[str, ...]] = [("subject", "split", "take", *au_names, "yaw", "pitch", "person", "image")]
     for face in faces:
         values = (cell(face.au.get(name, np.nan)) for name in au_names)
         take = str(takes.get((face.subject, face.take), ""))
-        image = posixpath.normpath(face.image)
-        rows.append((str(people[face.subject]), face.split, take, *values, face.subject, image))
+        who, image = str(people[face.subject]), posixpath.normpath(face.image)
+        rows.append((who, face.split, take, *values, *map(cell, face.turn), face.subject, image))
     return table(rows)
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageSequence
 from test_cli import fails
 from test_importers import bring_in, files, interrupted, picture, places, write
+from test_align import points_at as landmarks_at
 from test_layouts import fex, openface_cells, points_at, table, takes
 
 from expr_lib import checkpoint, films
@@ -24,6 +25,7 @@ from expr_lib.errors import InputError
 from expr_lib.images import write_png
 from expr_lib.importers import align
 from expr_lib.importers import write as writing
+from expr_lib.importers.align import CANONICAL
 from expr_lib.importers.write import ImportConfig, import_faces
 from expr_lib.model import ModelConfig, Swapper
 from expr_lib.swap import driven, smoothed
@@ -219,6 +221,20 @@ def test_pyfeat_finds_the_film_that_the_column_input_names(tmp_path, first):
     note = {"note: table that counts the frames of its film from 1, not from 0": 2}
     assert report.counts() == (note if first else {})
     assert data.meta["config"]["cut"] == {"by landmarks": 12, "centre square": 0}
+
+
+def test_the_pose_in_each_frame_of_a_film_is_recorded_where_landmarks_allow(tmp_path):
+    root, angles = tmp_path / "in", (0, 4, 20, 4)
+    film(root / "anna.mp4", STEPS, (240, 160))
+    rows = [openface_cells(points=landmarks_at(CANONICAL * 90 + (70, 30), yaw), frame=n)
+            for n, yaw in enumerate(angles, 1)]  # fmt: skip
+    write(root / "anna.csv", table(*rows))
+    data, *_ = bring_in("openface", root, tmp_path / "out")
+    assert data.pose[:, 0] == pytest.approx(angles, abs=1.5) and len(set(data.take)) == 1
+    assert data.near(np.array([0, 0, 1]), np.array([1, 2, 3])).tolist() == [True, False, True]
+    write(root / "anna.csv", table(*[{k: v for k, v in row.items() if not k.startswith("x_")} for row in rows]))
+    data, *_ = bring_in("openface", root, tmp_path / "plain")
+    assert np.isnan(data.pose).all() and data.near(np.arange(4), np.arange(4)[::-1]).all()
 
 
 def test_two_people_in_one_film_are_cut_out_of_the_same_frames(tmp_path):

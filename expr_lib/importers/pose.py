@@ -39,7 +39,10 @@ def rotation_of(points: np.ndarray) -> np.ndarray:
     than four are left, or if they lie on a line, there is no rotation: NaN.
     """
     known = marked(points)[INNER]
-    model, seen = POINTS[INNER][known], points[INNER][known]
+    seen = points[INNER][known]
+    _, place = np.unique(seen, axis=0, return_inverse=True)
+    same = place.reshape(-1)[:, None] == place.reshape(-1)  # landmarks in one place stand for their middle
+    model = same @ POINTS[INNER][known] / same.sum(1, keepdims=True)
     if len(seen) < 4 or not np.ptp(seen, axis=0).min() > 0:
         return np.full((3, 3), np.nan)
     model, seen = model - model.mean(0), (seen - seen.mean(0)) * (1, -1)  # y up

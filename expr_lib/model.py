@@ -222,6 +222,7 @@ class Swapper(nn.Module):
 
     au_names: tuple[str, ...] = AU_NAMES  # set to those of the data set by training and loading
     warm: bool = False  # set by training after the warm-up
+    reads_only: bool = False  # set by training without labels: E and the AU branch stay as they are
     table: Tensor | None = None  # (n, 6, d) mean f_r of each AU at intensity 0 to 5, made when training ends
 
     def __init__(self, config: ModelConfig) -> None:
@@ -237,7 +238,15 @@ class Swapper(nn.Module):
         for module in self.modules() if self.warm else ():
             if isinstance(module, BatchNorm):
                 module.eval()
+        if self.reads_only:
+            self.E.eval(), self.DG.related.eval()
         return self
+
+    def only_read(self) -> None:
+        """Keep E and the AU branch as they are from now on, without dropout: no label is there to teach them."""
+        self.reads_only = True
+        self.E.requires_grad_(False), self.DG.related.requires_grad_(False)
+        self.train(self.training)
 
     def encode(self, image: Tensor, seen: Tensor | None = None) -> tuple[Any, Tensor]:
         """image (B, 3, R, R) in [-1, 1] -> f_f, f_r (B, n, d). R is S for the drawn generator, any size for the moving.

@@ -268,8 +268,8 @@ def test_pairs_inside_a_take_come_with_the_face_at_rest() -> None:
 
 
 def test_pairs_inside_a_take_are_near_in_pose() -> None:
-    """Yaw 0, 5 and 10: 0 and 10 are no pair; the fourth is turned away, of the fifth nothing is known."""
-    pose = np.array([[0, 0], [5, 0], [10, 5], [0, 30], [np.nan, np.nan], [3, 0], [9, 0]], np.float32)
+    """Yaw 0, 4 and 8: 0 and 8 are no pair; the fourth is turned away, of the fifth nothing is known."""
+    pose = np.array([[0, 0], [4, 0], [8, 4], [0, 30], [np.nan, np.nan], [3, 0], [7, 0]], np.float32)
     au = np.ones((7, 1), np.float32)
     au[[0, 2]] = 0  # at rest
     images, subject = np.zeros((7, 8, 8, 3), np.uint8), np.array([0, 0, 0, 0, 0, 1, 1])
@@ -280,7 +280,7 @@ def test_pairs_inside_a_take_are_near_in_pose() -> None:
     assert {tuple(pair) for pair in drawn[:, :2].tolist()} == near | {(b, a) for a, b in near}
     assert {(first, rest) for first, _, rest in drawn.tolist()} == {(0, 0), (1, 0), (2, 2), (3, -1), (4, 0), (5, -1), (6, -1)}
     np.testing.assert_array_equal(data[[6, 2]].pose, pose[[6, 2]])
-    with pytest.raises(InputError, match="found 0 pairs within 6 degrees of yaw and pitch"):
+    with pytest.raises(InputError, match="found 0 pairs within 4 degrees of yaw and pitch"):
         draw_takes(data[[0, 2, 3]], 1, np.random.default_rng(0))
 
 

@@ -224,7 +224,7 @@ def test_pyfeat_finds_the_film_that_the_column_input_names(tmp_path, first):
 
 
 def test_the_pose_in_each_frame_of_a_film_is_recorded_where_landmarks_allow(tmp_path):
-    root, angles = tmp_path / "in", (0, 4, 20, 4)
+    root, angles = tmp_path / "in", (0, 3, 20, 3)
     film(root / "anna.mp4", STEPS, (240, 160))
     rows = [openface_cells(points=landmarks_at(CANONICAL * 90 + (70, 30), yaw), frame=n)
             for n, yaw in enumerate(angles, 1)]  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from expr_lib.importers.choose import Choice, chosen
-from expr_lib.importers.pose import marked, turn
+from expr_lib.importers.pose import STILL, marked, turn, yaw
 
 CANONICAL = np.array([[0.3467, 0.3769], [0.6533, 0.3769], [0.3763, 0.7422], [0.6237, 0.7422]])
 """Eyes and mouth corners of the mean rendered head, seen from the front, in shares of the image; image left first."""
@@ -47,7 +47,7 @@ class Aligned:
     face: np.ndarray  # (S, S, 3) uint8
     points: np.ndarray  # (68, 2) landmarks in pixels of the photograph
     matrix: np.ndarray  # (2, 3) pixels of the photograph -> shares of the face image
-    turn: tuple[float, float] = (math.nan, math.nan)  # yaw and pitch of the head in degrees
+    turn: tuple[float, float] = (math.nan, math.nan)  # yaw and pitch in degrees, to compare images of one person
 
 
 def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
@@ -72,16 +72,15 @@ def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
     if points.shape != (68, 2) or not np.isfinite(points).all():
         raise LandmarkError(f"landmarks: found shape {points.shape}, expected 68 pairs of finite numbers")
     expect_inside(anchors(points), photo.shape[:2])
-    yaw, pitch = turn(points)
-    if abs(yaw) > MAX_YAW:
-        raise ValueError(f"found a head turned by {abs(yaw):.0f} degrees, expected {MAX_YAW:.0f} at most")
+    if abs(turned := yaw(points)) > MAX_YAW:
+        raise ValueError(f"found a head turned by {abs(turned):.0f} degrees, expected {MAX_YAW:.0f} at most")
     matrix = similarity(anchors(points))
     if (share := beside_face(matrix, points)) > MAX_BESIDE:
         raise ValueError(f"found {share:.0%} of the changed area beside the face, expected {MAX_BESIDE:.0%} at most")
     if (share := beyond(matrix, photo.shape[:2])) > INVENTED:
         found = f"found {share:.0%} of the face beyond the photograph, expected {INVENTED:.0%} at most"
         raise LandmarkError(f"landmarks: {found}; is this a scaled or cut copy?")
-    return Aligned(crop(photo, matrix, size), points, matrix, (yaw, pitch))
+    return Aligned(crop(photo, matrix, size), points, matrix, turn(points, STILL))
 
 
 def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:

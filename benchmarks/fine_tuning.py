@@ -126,7 +126,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         film(here / "films", painted)
-        import_faces("unlabelled", here / "films", here / "data", ImportConfig(size=SIZE, val=0.1, test=0.0, processes=1))
+        import_faces(
+            "unlabelled", here / "films", here / "data", ImportConfig(size=SIZE, val=0.1, test=0.0, processes=1)
+        )
         began, spent = time.perf_counter(), time.process_time()
         config = TrainConfig(steps=options.steps, take_lr=6e-4, device="cpu")
         tuned = train(config, FaceData.open(here / "data"), here / "run", START)

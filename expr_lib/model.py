@@ -13,6 +13,7 @@ CPU cores. Shapes: B images of S x S pixels, n action units, d numbers for each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -211,10 +212,18 @@ class MovingDG(nn.Module):
 
         (B, 2 + 1 + 3, size, size), for a copy of the image of any size. If f_r is its own, nothing is done.
         """
+        return self.editor(f_f, features, image, size)(f_r)
+
+    def editor(self, f_f: AtRest, features: Tensor, image: Tensor, size: int = 256) -> Callable[[Tensor], Tensor]:
+        """`edit` as a function of f_r alone; what does not depend on f_r is computed once."""
         small, rest, own = resize(image, self.take.size), resize(f_f.face, self.put.size), self.related(features)
         taken = self.take.edits(small, features, own)
-        back, other = (in_one(taken, self.put.edits(rest, f_f.map, x), size) for x in (own, f_r))
-        return beyond(back, other)
+
+        def both(f_r: Tensor) -> Tensor:
+            return in_one(taken, self.put.edits(rest, f_f.map, f_r), size)
+
+        back = both(own)
+        return lambda f_r: beyond(back, both(f_r))
 
 
 class Swapper(nn.Module):

@@ -164,9 +164,7 @@ def test_landmarks_of_a_program_that_marks_eyes_nose_and_mouth_only_are_enough()
     for eye in (slice(36, 42), slice(42, 48)):
         few[eye] = whole[eye].mean(0)
     assert turn(few) == pytest.approx(turn(whole), abs=8)
-    np.testing.assert_array_equal(
-        cut_out(ramp(100, 100), few, 64).face, cut_out(ramp(100, 100), whole, 64).face
-    )
+    np.testing.assert_array_equal(cut_out(ramp(100, 100), few, 64).face, cut_out(ramp(100, 100), whole, 64).face)
 
 
 def test_a_cut_knows_yaw_and_pitch():

@@ -278,7 +278,15 @@ def test_pairs_inside_a_take_are_near_in_pose() -> None:
     drawn = draw_takes(data, 4000, np.random.default_rng(0))
     near = {(0, 1), (1, 2), (0, 4), (1, 4), (2, 4), (3, 4), (5, 6)}
     assert {tuple(pair) for pair in drawn[:, :2].tolist()} == near | {(b, a) for a, b in near}
-    assert {(first, rest) for first, _, rest in drawn.tolist()} == {(0, 0), (1, 0), (2, 2), (3, -1), (4, 0), (5, -1), (6, -1)}
+    assert {(first, rest) for first, _, rest in drawn.tolist()} == {
+        (0, 0),
+        (1, 0),
+        (2, 2),
+        (3, -1),
+        (4, 0),
+        (5, -1),
+        (6, -1),
+    }
     np.testing.assert_array_equal(data[[6, 2]].pose, pose[[6, 2]])
     with pytest.raises(InputError, match="found 0 pairs within 4 degrees of yaw and pitch"):
         draw_takes(data[[0, 2, 3]], 1, np.random.default_rng(0))

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from test_align import points_at as landmarks_at
 from test_cli import fails
 from test_importers import bring_in, files, interrupted, picture, places, write
-from test_align import points_at as landmarks_at
 from test_layouts import fex, openface_cells, points_at, table, takes
 
 from expr_lib import checkpoint, films
@@ -442,7 +442,12 @@ def test_faces_in_photographs_are_found_once(tmp_path, checkpoints, still, found
     command = ["animate", str(still), str(source), "-o", str(tmp_path / "o.mp4"), "--photographs"]
     command += ["--checkpoint", checkpoints["moved"]]
     if found:
-        cli.main(command)
-        assert calls == [(97, 131, 3), (100, 120, 3)] and len(list(films.frames(tmp_path / "o.mp4"))) == 6
+        cli.main([*command, "--largest"])
+        made = list(films.frames(tmp_path / "o.mp4"))
+        assert calls == [(96, 130, 3), (100, 120, 3)] and [x.shape for x in made] == [(96, 130, 3)] * 6
+        beside = np.abs(made[-1][:, 100:].astype(int) - 90)  # the face reaches to column 80
+        assert beside.max() <= 3  # the codec's
+        cli.main([*command, "--size", "120", "--inputs"])
+        assert next(films.frames(tmp_path / "o.mp4")).shape == (88, 88 + 120, 3)
     else:
         assert f"{still}: found no face" in fails(capsys, *command)

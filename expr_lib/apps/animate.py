@@ -10,21 +10,43 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
-from expr_lib.apps.options import Checkpoint, NoNumber, Output, count, input_errors, may_write
+from expr_lib.apps.options import (
+    Checkpoint,
+    NoNumber,
+    Output,
+    Which,
+    count,
+    expect_photographs,
+    input_errors,
+    may_write,
+)
 from expr_lib.apps.pictures import shown_size
 from expr_lib.errors import InputError
+from expr_lib.importers.choose import Choice
 from expr_lib.signals import stop_signals
 
 BATCH = 16
 """Frames that go through the networks together."""
 FOLDER_RATE = 25
 """Frames a second of a folder of images, and of a film that does not say."""
+
+
+def even(photo: Any, longest: int) -> Any:
+    """A photograph (H, W, 3) uint8 whose longer side has at most ``longest`` pixels, with even sides, as films need."""
+    import numpy as np
+    from PIL import Image
+
+    scale = min(1.0, longest / max(photo.shape[:2]))
+    if scale == 1:
+        return photo[: len(photo) // 2 * 2, : photo.shape[1] // 2 * 2]
+    height, width = (max(2, round(side * scale / 2) * 2) for side in photo.shape[:2])
+    return np.array(Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def animate(
@@ -36,13 +58,15 @@ def animate(
     inputs: bool = False,
     size: NoNumber = None,
     photographs: bool = False,
+    which: Which = Choice(),  # noqa: B008 (frozen)
     checkpoint: Checkpoint = SHIPPED,
 ) -> None:
     """Give a still face the expressions of a film, frame by frame: expr-lib animate FACE FILM -o out.mp4
 
     The motion is relative: the still keeps its own expression, and what is added is the difference between each frame
-    and the most neutral frame of the film. Of both the largest centred square is used. Ctrl-C ends the film early: what
-    has been made until then is written. Needs the extra `films`, unless FILM is a folder and the output a GIF or WebP.
+    and the most neutral frame of the film. Of both the largest centred square is used; with --photographs the face of
+    the still is found and moves where it is, in the whole photograph. Ctrl-C ends the film early: what has been made
+    until then is written. Needs the extra `films`, unless FILM is a folder and the output a GIF or WebP.
 
     Args:
         face: an image file (PNG, JPEG, WebP, TIFF, ...).
@@ -51,8 +75,10 @@ def animate(
         absolute: give the still the expressions of the frames as they are.
         smooth: standard deviation, in frames, of the Gaussian over time that smooths the expressions; 0 for none.
         inputs: show the film on the left.
-        size: pixels a side of the result; by default those of the still, 1024 at most.
+        size: pixels a side of the result, by default those of the still, 1024 at most; with --photographs the longer
+            side of the photograph, by default its own.
         photographs: find the face in the still, and in the first frame of the film (extra photographs).
+        which: one of several faces.
         checkpoint: weights of the swapper (.safetensors).
     """
     import numpy as np
@@ -65,7 +91,8 @@ def animate(
         raise InputError(f"--out {out}: found the ending {out.suffix!r}, expected one of {', '.join(films.WRITTEN)}")
     if not 0 <= smooth <= 100:
         raise InputError(f"--smooth: found {smooth:g}, expected 0 to 100 frames")
-    count("--size", 64 if size is None else size, 16, 1024)
+    count("--size", 64 if size is None else size, 16, 8192 if photographs else 1024)
+    expect_photographs(which, photographs)
     if out.suffix.lower() == ".mp4":
         films.pyav()  # now, not after the film was read
     with input_errors():
@@ -76,14 +103,21 @@ def animate(
     from tqdm import tqdm
 
     from expr_lib.importers.align import align, crop
+    from expr_lib.photographs import SEEN, editor, find
     from expr_lib.swap import animated, driven, load, read_f_r, smoothed
 
     swapper = load(checkpoint)
-    if size is None or swapper.config.generator == "drawn":
-        size = shown_size(swapper, still)
-    size -= size % 2  # films have even sides
-    with input_errors(f"{face}: " * photographs):
-        still = align(still, size).face if photographs else square(still, size)  # (S, S, 3)
+    if photographs:
+        still = even(still, size or max(still.shape))
+        with input_errors(f"{face}: "):
+            found = find(swapper, still, which)
+        own, give = editor(swapper, still, found)
+    else:
+        if size is None or swapper.config.generator == "drawn":
+            size = shown_size(swapper, still)
+        still = square(still, size - size % 2)  # (S, S, 3)
+        own = read_f_r(swapper, square(still, swapper.config.size))
+    size = len(still)
     place: list[np.ndarray] = []  # of the face in the first frame: the head may move in it, as the film has it
 
     def cut(frame: np.ndarray, side: int) -> np.ndarray:
@@ -91,7 +125,7 @@ def animate(
             return square(frame, side)
         if not place:
             with input_errors(f"{film}: first frame: "):
-                place.append(align(frame, side).matrix)
+                place.append(align(frame, side, which).matrix)
         return crop(frame, place[0], side)
 
     def cut_short(error: Exception) -> None:
@@ -111,21 +145,24 @@ def animate(
                 print("\nexpr-lib: reading stopped; what was read is animated", file=sys.stderr)
                 break
     read += [read_f_r(swapper, np.stack(seen))] if seen else []
-    own = read_f_r(swapper, square(still, swapper.config.size))
     f_r = driven(swapper, own, smoothed(torch.cat(read), smooth), absolute)  # (N, n, d)
+
+    def moving(f_r: torch.Tensor) -> Iterator[np.ndarray]:
+        return map(give, f_r[:, None]) if photographs else animated(swapper, still, f_r)
 
     def shown() -> Iterator[np.ndarray]:
         again = films.frames(film) if inputs else None
-        for image in tqdm(animated(swapper, still, f_r), "animating", len(f_r), unit="frame"):
+        for image in tqdm(moving(f_r), "animating", len(f_r), unit="frame"):
             yield image if again is None else np.concatenate([cut(next(again), size), image], 1)
 
     sample: list[np.ndarray] = []
     if out.suffix.lower() == ".gif":  # which has 255 colours for all frames
         some = f_r[torch.linspace(0, len(f_r) - 1, 8).long()]
-        sample = [*animated(swapper, still, some), *[first] * (8 * inputs)]
+        sample = [np.concatenate([first, image], 1) if inputs else image for image in moving(some)]
     with input_errors():
         n = films.write_film(out, shown(), rate, sample)
     print(f"{out}: {face.name} with the expressions of {film.name}, {n} frames, {float(rate):g} a second")
-    say_if_unfamiliar(swapper.metadata, (face, film), np.stack([still, first]))
+    faces = found.face if photographs else still, first
+    say_if_unfamiliar(swapper.metadata, (face, film), np.stack([square(image, SEEN) for image in faces]))
     if stop or n < len(f_r):
         raise KeyboardInterrupt

@@ -41,7 +41,9 @@ from expr_lib.importers.people import with_people
 from expr_lib.importers.source import PEOPLE, LabelledImage, Report, Tree
 
 FORMAT = 1
-Kind = Literal["table", "openface", "pyfeat", "blendshapes", "disfa", "bp4d", "ckplus", "rafd", "ganimation", "unlabelled"]
+Kind = Literal[
+    "table", "openface", "pyfeat", "blendshapes", "disfa", "bp4d", "ckplus", "rafd", "ganimation", "unlabelled"
+]
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "": ""}
 
 

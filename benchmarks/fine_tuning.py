@@ -1,6 +1,6 @@
 """Does fine-tuning on films without labels adapt to another world? The gain there before and after.
 
-    python benchmarks/fine_tuning.py            # ten minutes of one core, into benchmarks/results/fine-tuning.json, .md, .png
+    python benchmarks/fine_tuning.py     # ten minutes of a core; writes results/fine-tuning.json, .md and .png
 
 The other world has the same heads and muscles, but other materials: skin and lips of any colour, hair of any, hard
 light without a sky, and paint in a few flat tones instead of smooth shading. Forty people of it are filmed, twelve

@@ -5,8 +5,8 @@ A data set is a folder of three files:
 - ``images.npy``  (N, S, S, 3) uint8, read through a memory map,
 - ``labels.csv``  N rows: ``subject, split, AU1, ...`` and further columns; an empty AU cell is a missing label. In an
                   optional column ``take``, rows with the same number show one person in one view, with different
-                  expressions; an empty cell is unknown. In optional columns ``yaw`` and ``pitch``, the pose of the head in
-                  degrees; images of a take whose poses are known are paired if they are ``NEAR``,
+                  expressions; an empty cell is unknown. Optional columns ``yaw`` and ``pitch`` are the pose of the head
+                  in degrees; images of a take whose poses are known are paired only if they are ``NEAR``,
 - ``meta.json``   format, AU names, image size, number of rows, content hashes and how the set was made.
 
 Every subject belongs to one split only, so ``test`` shows people that training has never seen.
@@ -42,9 +42,11 @@ RESIDENT_BYTES = 2 * 1024**3
 # with the digits 0 to 9 only, not those of other scripts
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
 NEAR = 4.0
-"""Degrees by which yaw and pitch of two images may differ at most to be paired. On rendered, aligned faces such a turn
-changes the pixels 0.7 times as much as another expression does, 2 degrees 0.4 times and 6 degrees as much. The landmarks
-of 17 in 20 pairs of one pose are within it."""
+"""Degrees by which yaw and pitch of two images may differ at most to be paired.
+
+On rendered, aligned faces such a turn changes the pixels 0.7 times as much as another expression does, 2 degrees 0.4
+times and 6 degrees as much. 17 of 20 pairs of one pose are within it by their landmarks.
+"""
 TRIES = 1000
 """Rounds in which pairs of near pose are looked for."""
 _FIRST = Lock()  # only one of several simultaneous readers copies the images

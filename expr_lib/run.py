@@ -304,7 +304,7 @@ class Log:
 
 @torch.no_grad()
 def table(swapper: Swapper, data: FaceData, device: torch.device) -> Tensor:
-    """The mean f_r of each AU at each intensity over these training images, (n, 6, d); without labels the one it had."""
+    """The mean f_r of each AU at each intensity over these images, (n, 6, d); without labels the one it had."""
     if swapper.reads_only and swapper.table is not None:
         return swapper.table
     chunks = np.array_split(np.arange(len(data)), -(-len(data) // 64))

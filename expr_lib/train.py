@@ -140,8 +140,8 @@ def train(
 
     With `start_from`, a new run starts with the swapper of that checkpoint, with the AU heads matched by name
     (fine-tuning); for a run that exists it counts for nothing, and a line says so. It never has a warm-up, which would
-    change E without adapting G. If no image has a label, as in films, `take` and `put` learn from the takes, while E and
-    the AU branch stay as they are and read; this needs `start_from` weights.
+    change E without adapting G. If no image has a label, as in films, `take` and `put` learn from the takes, while E
+    and the AU branch stay as they are and read; this needs `start_from` weights.
     """
     run = Path(run)
     learn, exists = data.subset("train"), any(path.exists() for path in (run / CHECKPOINT, previous(run / CHECKPOINT)))

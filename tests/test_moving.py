@@ -278,7 +278,7 @@ def test_what_changes_when_a_run_goes_on_is_told(data, tmp_path, capsys):
     assert "this run exists and goes on with its own weights; --start-from counts for nothing" in told
     assert "changed from step 6 on: " in told and "steps 6 (now 8)" in told and "log_every 1 (now 2)" in told
     assert "AU heads" not in told and load_swapper(run).metadata["start"]["from"] == str(first)
-    with pytest.raises(InputError, match="made with take_lr 0.0004"):
+    with pytest.raises(InputError, match=r"made with take_lr 0\.0004"):
         train(replace(other, take_lr=1e-3), data, tmp_path / "run", first)
 
 

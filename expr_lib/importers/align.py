@@ -29,8 +29,11 @@ MAX_BESIDE = 0.25
 CERTAIN = 0.3
 """Score of dlib's detector below which a find does not count; at its own 0 it takes a badge on a suit for a face."""
 SIDEWAYS, CERTAIN_SIDEWAYS = (1, 2), 0.45
-"""Parts of dlib's detector that find turned heads, and the score below which their finds do not count: on heads turned by
-45 degrees and more dlib then marks a face that looks straight ahead. No rendered head seen from the front is lost."""
+"""Parts of dlib's detector that find turned heads, and the score below which their finds do not count.
+
+On heads turned by 45 degrees and more dlib then marks a face that looks straight ahead. No rendered head seen from the
+front is lost.
+"""
 FACE = ((0.5, 0.56), (0.40, 0.42))
 """Centre and half axes of the ellipse that is pasted back, in shares of the aligned image."""
 ONE = Choice()

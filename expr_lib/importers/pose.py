@@ -20,11 +20,14 @@ POINTS = np.array([
 INNER = slice(17, 68)
 """Brows, nose, eyes and mouth. Those of the jaw lie on the outline, which is another part of the head in each pose."""
 STILL = np.array([*range(17), *range(27, 36), 36, 39, 42, 45])
-"""Jaw, nose and corners of the eyes, which expressions hardly move. Their reading is too small for a head that is turned
-(45 degrees are read as 29), but on rendered heads two expressions in one pose differ by 0.5 degrees in yaw and 1.4 in
-pitch (median; 2.2 and 4.2 for nine in ten), while by `INNER` it is 2.1 and 3.4 (10.5 and 9.6)."""
+"""Jaw, nose and corners of the eyes, which expressions hardly move.
+
+By them a head that is turned looks turned less (45 degrees are read as 29), but two expressions of a rendered head in
+one pose differ by 0.5 degrees in yaw and 1.4 in pitch (median; nine in ten by 2.2 and 4.2 at most). By ``INNER`` these
+are 2.1 and 3.4 (10.5 and 9.6).
+"""
 ONE_PLACE = 17
-"""A program that marks fewer than 68 points puts the others in one place; more landmarks there than this do not count."""
+"""A program that marks fewer than 68 points puts the others in one place; if more are there, they do not count."""
 ROUNDS = 100
 """At most, until no number changes by more than 0.0001."""
 

@@ -58,7 +58,7 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
 
 
 def sound_mesh(row: dict[str, str], report: Report, file: str, line: int) -> np.ndarray | None:
-    """The landmarks, except those of a mesh that looks turned, or is no face, although ``Yaw``, in any unit, is small."""
+    """The landmarks, except those of a mesh that looks turned or is no face although ``Yaw``, in any unit, is small."""
     points = landmarks(row)
     if points is None or f"x_{MESH - 1}" not in row or not np.isfinite(points).all():
         return points

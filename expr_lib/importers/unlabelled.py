@@ -1,4 +1,4 @@
-"""Films and folders of images without labels, for fine-tuning: each is one take of one person, and every AU is missing."""
+"""Films and folders of images without labels, for fine-tuning: each is a take of one person, all AUs are missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST = 500
 def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """Frames of every film, and the images of every folder, in the order of their names; all AUs are NaN.
 
-    A film is one person, or all films below ``people.csv`` names are. Of more than ``MOST`` images the report has a note.
+    Each is one person, or whom ``people.csv`` names. The report notes takes of which not all images are used.
     """
     takes = dict(tree.films)
     for rel in tree.images():
@@ -23,6 +23,6 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     for take, images in takes.items():
         every = -(-len(images) // MOST)
         if every > 1:
-            report.note("take of which every few images are used", take, 0, f"each {every}th of {len(images):,}")
+            report.note("take of which not all images are used", take, 0, f"one in {every} of {len(images):,}")
         for image in images[::every]:
             yield LabelledImage(image, take, dict.fromkeys(AU_NAMES, UNKNOWN), (take, 0), take=take)

@@ -1,6 +1,6 @@
 """Does fine-tuning on films without labels adapt to another world? The gain there before and after.
 
-    python benchmarks/fine_tuning.py     # ten minutes of a core; writes results/fine-tuning.json, .md and .png
+    python benchmarks/fine_tuning.py     # ten minutes of a core; if interrupted, it goes on where it stopped
 
 The other world has the same heads and muscles, but other materials: skin and lips of any colour, hair of any, hard
 light without a sky, and paint in a few flat tones instead of smooth shading. Forty people of it are filmed, twelve
@@ -10,12 +10,11 @@ frames each, without a label. Those films are imported and the shipped weights f
     expr-lib train DATA --start-from expr_lib/weights/moved-64.safetensors --steps 300 --take-lr 6e-4
 
 and swaps between other people of both worlds are compared with the true answer: `gain` is the share of the error of the
-unchanged input that they remove. The rows of the old world say what is forgotten there.
+unchanged input that they remove. The rows of the old world say what is forgotten there. Writes
+benchmarks/results/fine-tuning.json, .md and .png.
 """
 
 import argparse
-import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--runs", type=Path, default=RESULTS.parents[1] / "runs/fine-tuning", help="goes on from here")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     ours, painted = Renderer(HeadModel()).eval(), Painted(HeadModel()).eval()
@@ -123,23 +123,20 @@ def main() -> None:
     b = (a + rng.integers(4, len(plan) - 4, size=options.pairs)) % len(plan)  # of another person, nearly always
     pairs = np.stack([a, b], 1)[a // 4 != b // 4]
     worlds = {"the other world": (other_world(plan), painted), "the old world": (plan, ours)}
-    with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        film(here / "films", painted)
-        import_faces(
-            "unlabelled", here / "films", here / "data", ImportConfig(size=SIZE, val=0.1, test=0.0, processes=1)
-        )
-        began, spent = time.perf_counter(), time.process_time()
-        config = TrainConfig(steps=options.steps, take_lr=6e-4, device="cpu")
-        tuned = train(config, FaceData.open(here / "data"), here / "run", START)
-        seconds, core = time.perf_counter() - began, time.process_time() - spent
-        rows, shown = {}, {}
-        for name, checkpoint in (("before", START), ("after", tuned)):
-            for world, (people, renderer) in worlds.items():
-                rows[f"{name}, {world}"], shown[name, world] = measured(checkpoint, people, renderer, pairs)
+    data, run = options.runs / "data", options.runs / "run"
+    if not (data / "meta.json").exists():
+        film(options.runs / "films", painted)
+        settings = ImportConfig(size=SIZE, val=0.1, test=0.0, processes=1)
+        import_faces("unlabelled", options.runs / "films", data, settings)
+    config = TrainConfig(steps=options.steps, take_lr=6e-4, save_every=20, device="cpu")
+    tuned = train(config, FaceData.open(data), run, START)
+    rows, shown = {}, {}
+    for name, checkpoint in (("before", START), ("after", tuned)):
+        for world, (people, renderer) in worlds.items():
+            rows[f"{name}, {world}"], shown[name, world] = measured(checkpoint, people, renderer, pairs)
     results = {
         "command": "python benchmarks/fine_tuning.py", "machine": machine(), "people": PEOPLE, "frames": FRAMES,
-        "steps": options.steps, "seconds": seconds, "core_seconds": core, "pairs": len(pairs), "rows": rows,
+        "steps": options.steps, "pairs": len(pairs), "rows": rows,
     }  # fmt: skip
     write_results(options.out / "fine-tuning.json", results)
     world = "the other world"
@@ -158,7 +155,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     films = f"{results['people']} films of {results['frames']} frames without a label"
     lines += [
-        "", f"{films}, {results['steps']} steps, {results['core_seconds'] / 60:.0f} minutes of a core; "
+        "", f"{films}, {results['steps']} steps; "
         f"{results['pairs']} swaps between people that no training saw, 64 px, 95 % intervals over people.",
         "", "![a, b, a with the expression of b before and after fine-tuning, the true answer](fine-tuning.png)",
     ]  # fmt: skip

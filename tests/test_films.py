@@ -223,6 +223,19 @@ def test_pyfeat_finds_the_film_that_the_column_input_names(tmp_path, first):
     assert data.meta["config"]["cut"] == {"by landmarks": 12, "centre square": 0}
 
 
+def test_films_and_folders_without_labels_are_takes_whose_labels_are_missing(tmp_path, monkeypatch):
+    root = tmp_path / "in"
+    film(root / "anna.mp4", STEPS)
+    for k, shade in enumerate(STEPS):
+        picture(root / f"ben/{k}.png", shade)
+    monkeypatch.setattr("expr_lib.importers.unlabelled.MOST", 3)
+    data, report, au = bring_in("unlabelled", root, tmp_path / "out")
+    assert np.isnan(data.au).all() and data.au.shape == (6, 17) and shades(data.images) == STEPS[::2] * 2
+    assert takes(tmp_path / "out") == [("0", "anna.mp4", "0")] * 3 + [("1", "ben", "1")] * 3
+    told = places(report, "take of which not all images are used")
+    assert sorted(file for file, _ in told) == ["anna.mp4", "ben"]
+
+
 def test_the_pose_in_each_frame_of_a_film_is_recorded_where_landmarks_allow(tmp_path):
     root, angles = tmp_path / "in", (0, 3, 20, 3)
     film(root / "anna.mp4", STEPS, (240, 160))

@@ -229,7 +229,7 @@ def test_films_and_folders_without_labels_are_takes_whose_labels_are_missing(tmp
     for k, shade in enumerate(STEPS):
         picture(root / f"ben/{k}.png", shade)
     monkeypatch.setattr("expr_lib.importers.unlabelled.MOST", 3)
-    data, report, au = bring_in("unlabelled", root, tmp_path / "out")
+    data, report, _ = bring_in("unlabelled", root, tmp_path / "out")
     assert np.isnan(data.au).all() and data.au.shape == (6, 17) and shades(data.images) == STEPS[::2] * 2
     assert takes(tmp_path / "out") == [("0", "anna.mp4", "0")] * 3 + [("1", "ben", "1")] * 3
     told = places(report, "take of which not all images are used")

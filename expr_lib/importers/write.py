@@ -196,7 +196,7 @@ def read_chunk(job: Job) -> Done:
                 cut = align(image, size, find)
             pixels.write(np.ascontiguousarray(cut.face if cut else square(image, size)).data)
             if cut:
-                turns.append((i, *(round(angle, 1) for angle in cut.turn)))
+                turns.append((i, round(cut.turn[0], 1), round(cut.turn[1], 1)))
         except (ValueError, OSError) as error:
             reason = UNFIT if isinstance(error, LandmarkError) else UNUSABLE
             cases.append((i, "left out", reason, str(error).removeprefix(f"{file_of(Path(root, rel))}: ")))

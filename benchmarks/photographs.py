@@ -1,4 +1,4 @@
-"""What happens to photographs? Identity, sharpness, cost, the error of the pose, and the warning, each measured.
+"""What happens to photographs? Identity, sharpness, cost, the pose, and the warning, each measured.
 
     python benchmarks/photographs.py                  # some minutes; needs the extra photographs
     python benchmarks/photographs.py FOLDER           # photographs of your own too: they are measured, never shown
@@ -28,7 +28,7 @@ from faces import machine
 from PIL import Image, ImageFilter
 
 from expr_lib.apps.held_out import HELD_OUT_SEED
-from expr_lib.datasets import to_float
+from expr_lib.datasets import NEAR, to_float
 from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
 from expr_lib.images import read_image, square
@@ -44,13 +44,13 @@ from expr_lib.importers.align import (
     find_faces,
     places,
 )
-from expr_lib.importers.pose import yaw
+from expr_lib.importers.pose import STILL, turn, yaw
 from expr_lib.measure import plots
 from expr_lib.measure.evaluate import write_results
 from expr_lib.measure.familiar import load_familiar
 from expr_lib.measure.judges import load_judges
-from expr_lib.photographs import SEEN, express_photograph, find, swap_photographs
-from expr_lib.swap import amounts, load
+from expr_lib.photographs import SEEN, editor, express_photograph, find, swap_photographs
+from expr_lib.swap import amounts, animated, load, read_f_r
 
 ROOT = Path(__file__).parents[1]
 PORTRAITS = (
@@ -183,6 +183,45 @@ def poses(n: int = 40) -> list[dict[str, float]]:
     return rows
 
 
+def animation() -> list[dict[str, Any]]:
+    """Frames a second that get an expression, without reading and writing: a picture, and a face in a photograph."""
+    swapper, photo = load(), read_image(PORTRAITS[0])
+    face, picture = find(swapper, photo), drivers(1)[0][0]
+    f_r = read_f_r(swapper, picture).repeat(32, 1, 1)
+    _, give = editor(swapper, photo, face)
+    rows = []
+    for what, frames in (
+        (f"a picture of {SEEN} px", lambda: list(animated(swapper, picture, f_r))),
+        (f"a photograph of {photo.shape[1]} x {photo.shape[0]} px", lambda: [give(x[None]) for x in f_r]),
+    ):
+        frames()  # warm up
+        began, spent = time.perf_counter(), time.process_time()
+        frames()
+        seconds, core = time.perf_counter() - began, time.process_time() - spent
+        rows.append({"what": what, "frames_per_second": 32 / seconds, "of_a_core": 32 / core})
+    return rows
+
+
+def same_pose(n: int = 40) -> dict[str, Any]:
+    """By how many degrees yaw and pitch of two expressions in one pose differ, by the landmarks that dlib finds."""
+    plan, renderer, found = (
+        plan_faces(FacesConfig(n, 3, 256, seed=HELD_OUT_SEED, images_per_take=3)),
+        load_renderer(),
+        [],
+    )
+    for k in range(n):
+        turns = []
+        for image in plan.render(renderer, [3 * k + 1, 3 * k + 2])[0].numpy():
+            photo = np.pad(image, ((60, 60), (60, 60), (0, 0)), constant_values=128)
+            turns += [turn(points, STILL) for points in find_faces(photo)[:1]]
+        found += [np.abs(np.subtract(*turns))] if len(turns) == 2 else []
+    apart = np.array(found)  # (pairs, 2)
+    return {
+        "pairs": len(apart), "median": np.median(apart, 0).tolist(), "nine_in_ten": np.quantile(apart, 0.9, 0).tolist(),
+        "near": NEAR, "are_near": float((apart <= NEAR).all(1).mean()),
+    }  # fmt: skip
+
+
 def warnings(photos: list[tuple[str, np.ndarray, Aligned]], n: int = 200) -> list[dict[str, Any]]:
     """Share of each kind of picture for which the commands warn that it is unlike the faces that the weights know."""
     plan = plan_faces(FacesConfig(100, 10, 128, seed=HELD_OUT_SEED, val=0.0, test=1.0))
@@ -282,7 +321,8 @@ def main() -> None:
     results = {
         "command": "python benchmarks/photographs.py", "machine": machine(), "photographs": len(photos), "cost": costs,
         "changes": [{key: value for key, value in row.items() if key != "picture"} for row in rows],
-        "max_yaw": MAX_YAW, "poses": poses(), "warnings": warnings(photos),
+        "animation": animation(), "max_yaw": MAX_YAW, "poses": poses(), "same_pose": same_pose(),
+        "warnings": warnings(photos),
     }  # fmt: skip
     write_results(options.out / "photographs.json", results)
     text = markdown(results)
@@ -306,6 +346,10 @@ def markdown(results: dict[str, Any]) -> str:
     for row in results["cost"]:
         seconds = f"{row['seconds']:.2f} | {row['core_seconds']:.2f}"
         lines.append(f"| {row['frame']} | {seconds} | {row['extra_mib']:.0f} |")
+    lines += ["", "| animated | frames/s | frames/s of a core |", "|---|---:|---:|"]
+    lines += [
+        f"| {row['what']} | {row['frames_per_second']:.0f} | {row['of_a_core']:.0f} |" for row in results["animation"]
+    ]
     lines += [
         "",
         "| head turned by | found | read, mean (lowest to highest) | mean error | accepted |",
@@ -318,6 +362,14 @@ def markdown(results: dict[str, Any]) -> str:
             else "- | - | 0"
         )
         lines.append(f"| {row['angle']:.0f} | {row['found']:.0f} of {row['of']:.0f} | {read} |")
+    same = results["same_pose"]
+    (yaw_, pitch), (far_yaw, far_pitch) = same["median"], same["nine_in_ten"]
+    lines += [
+        "",
+        f"Two expressions in one pose differ by {yaw_:.1f} degrees in yaw and {pitch:.1f} in pitch (median of "
+        f"{same['pairs']} pairs; nine in ten by {far_yaw:.1f} and {far_pitch:.1f} at most), by the landmarks that pair "
+        f"the images of a take. {same['are_near']:.0%} are within {same['near']:g} degrees, so that they are paired.",
+    ]
     lines += ["", "| pictures | n | warned | median distance |", "|---|---:|---:|---:|"]
     lines += [
         f"| {row['kind']} | {row['pictures']} | {row['warned']:.0%} | {row['median']:.2f} |"

@@ -247,6 +247,9 @@ def start_from(path: str | Path, swapper: Swapper) -> dict[str, list[str]]:
         fresh[rows] = old_part[from_rows]
         given[name] = fresh.flatten(0, 1).movedim(0, axis).reshape(own[name].shape).contiguous()
     load_module("ema", swapper, {f"ema.{name}": tensor for name, tensor in given.items()}, path)
+    if TABLE in tensors:
+        swapper.table = torch.zeros(len(now), *tensors[TABLE].shape[1:])
+        swapper.table[rows] = tensors[TABLE].float()[from_rows]
     return {"kept": kept, "new": [n for n in now if n not in before], "dropped": [n for n in before if n not in now]}
 
 

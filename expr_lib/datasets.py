@@ -4,8 +4,9 @@ A data set is a folder of three files:
 
 - `images.npy`  (N, S, S, 3) uint8, read through a memory map,
 - `labels.csv`  N rows: `subject, split, AU1, ...` and further columns; an empty AU cell is a missing label. In an
-                optional column `take`, rows with the same number show one person in one view, with different
-                expressions; an empty cell is unknown,
+                  optional column `take`, rows with the same number show one person in one view, with different
+                  expressions; an empty cell is unknown. Optional columns `yaw` and `pitch` are the pose of the head
+                  in degrees; images of a take whose poses are known are paired only if they are `NEAR`,
 - `meta.json`   format, AU names, image size, number of rows, content hashes and how the set was made.
 
 Every subject belongs to one split only, so `test` shows people that training has never seen.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +41,12 @@ RESIDENT_BYTES = 2 * 1024**3
 """Data sets with at most this many bytes of images are kept on the device as a whole."""
 # with the digits 0 to 9 only, not those of other scripts
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?"
+NEAR = 4.0
+"""Degrees by which yaw and pitch of two images may differ to be paired. On rendered, aligned faces, 4 degrees change
+pixels 0.7 times as much as another expression does, 2 degrees 0.4 times, 6 degrees as much. Of pairs in one pose, 17 of
+20 are within it by their landmarks."""
+TRIES = 1000
+"""Rounds in which pairs of near pose are looked for."""
 _FIRST = Lock()  # only one of several simultaneous readers copies the images
 
 
@@ -99,11 +106,14 @@ class FaceData:
     au_names: tuple[str, ...]
     meta: dict[str, Any]
     take: np.ndarray = None  # type: ignore[assignment]  # (N,) int64: images of one take differ in expression only; -1 = unknown
+    pose: np.ndarray = None  # type: ignore[assignment]  # (N, 2) float32 yaw and pitch in degrees; NaN = unknown
     _resident: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.take is None:
             object.__setattr__(self, "take", np.full(len(self.subject), -1))
+        if self.pose is None:
+            object.__setattr__(self, "pose", np.full((len(self.subject), 2), np.nan, np.float32))
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool | Literal["once"] = False) -> FaceData:
@@ -117,10 +127,10 @@ class FaceData:
         meta = _read_meta(folder / "meta.json")
         au_names, size, rows = tuple(meta["au_names"]), meta["size"], meta["rows"]
         images = read_images(folder / "images.npy", (rows, size, size, 3))
-        subject, split, au, take = _read_labels(folder / "labels.csv", rows, au_names)
+        subject, split, au, take, pose = _read_labels(folder / "labels.csv", rows, au_names)
         if verify:
             _verify(folder, meta["sha256"], once=verify == "once")
-        return cls(images, subject, split, au, au_names, meta, take)
+        return cls(images, subject, split, au, au_names, meta, take, pose)
 
     def __len__(self) -> int:
         return len(self.subject)
@@ -135,9 +145,8 @@ class FaceData:
         rows = np.arange(len(self))[rows].reshape(-1)
         array, base = (self.images.array, self.images.rows) if isinstance(self.images, Rows) else (self.images, None)
         images = Rows(array, rows if base is None else base[rows])
-        return FaceData(
-            images, self.subject[rows], self.split[rows], self.au[rows], self.au_names, self.meta, self.take[rows]
-        )
+        subject, split, au, take, pose = (x[rows] for x in (self.subject, self.split, self.au, self.take, self.pose))
+        return FaceData(images, subject, split, au, self.au_names, self.meta, take, pose)
 
     def subset(self, split: str) -> FaceData:
         """The rows of one split: "train", "val" or "test"."""
@@ -150,7 +159,7 @@ class FaceData:
         """Rows (M,) of all takes with at least two images, take by take, and three more arrays (M,) int64.
 
         These are, for each row, the start of its take in the first array, the number of images in the take, and the row
-        of the take that is at rest (-1 = none). Raises `InputError` if there is no such take.
+        of the take at rest whose pose is nearest (-1 = none is `near`). Raises `InputError` if there is no such take.
         """
         order = np.argsort(self.take, kind="stable")
         _, start, size = np.unique(self.take[order], return_index=True, return_counts=True)
@@ -158,10 +167,23 @@ class FaceData:
         if not usable:
             raise InputError("takes: found none with two images, expected the column take in labels.csv")
         neutral = (self.au == 0).all(1)  # NaN is not 0
-        rests = [next((row for row in order[at] if neutral[row]), -1) for at in usable]
+        rests = [self.nearest(order[at], order[at][neutral[order[at]]]) for at in usable]
         sizes = np.array([len(at) for at in usable])
         starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return order[np.concatenate(usable)], starts, np.repeat(sizes, sizes), np.repeat(rests, sizes)
+        return order[np.concatenate(usable)], starts, np.repeat(sizes, sizes), np.concatenate(rests)
+
+    def near(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Whether yaw and pitch of two rows each (any shape) differ by `NEAR` at most, or are unknown -> bool."""
+        return ~(np.abs(self.pose[rows] - self.pose[others]) > NEAR).any(-1)  # NaN is not above anything
+
+    def nearest(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """For each row (M,) the first of the others (K,) whose pose is nearest; -1 if none is `near`."""
+        best, least = np.full(len(rows), -1), np.full(len(rows), np.nextafter(NEAR, np.inf))
+        for other in others:
+            far = np.nan_to_num(np.abs(self.pose[rows] - self.pose[other])).max(-1)  # (M,)
+            best[far < least] = other
+            least = np.minimum(least, far)
+        return best
 
     def pixels(self, rows: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
         """Images of rows (B,) as uint8 (B, 3, S, S) on the device, in channels-last memory.
@@ -227,7 +249,7 @@ def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.ndarray, ...]:
-    """-> subject (N,) int64, split (N,) str, au (N, n_aus) float32, take (N,) int64."""
+    """-> subject (N,) int64, split (N,) str, au (N, n_aus) float32, take (N,) int64, pose (N, 2) float32."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected {rows} rows of subject, split and action units")
     try:
@@ -255,12 +277,19 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
     check("split", table["split"].isin(SPLITS), f"one of {', '.join(SPLITS)}")
     home = table.groupby("subject")["split"].transform("first")
     check("split", table["split"] == home, "the split that this subject has in the lines above")
-    au = np.full((rows, len(au_names)), np.nan, np.float32)
-    for j, name in enumerate(au_names):
-        value = pd.to_numeric(table[name], errors="coerce")
-        plain = table[name].str.fullmatch(NUMBER, na=False) & value.between(0, MAX_INTENSITY)
-        check(name, (table[name] == "") | plain, f"0 to {MAX_INTENSITY:g} or an empty cell")
-        au[:, j] = value
+
+    def numbers(columns: Sequence[str], low: float, high: float) -> np.ndarray:
+        """Columns of numbers -> (N, columns) float32; an empty cell is NaN, and so is a column that is not there."""
+        found = np.full((rows, len(columns)), np.nan, np.float32)
+        for j, name in enumerate(columns):
+            if name in table:
+                value = pd.to_numeric(table[name], errors="coerce")
+                plain = table[name].str.fullmatch(NUMBER, na=False) & value.between(low, high)
+                check(name, (table[name] == "") | plain, f"{low:g} to {high:g} or an empty cell")
+                found[:, j] = value
+        return found
+
+    au, pose = numbers(au_names, 0, MAX_INTENSITY), numbers(("yaw", "pitch"), -180, 180)
     take = np.full(rows, -1)
     if "take" in table:
         known = table["take"] != ""
@@ -268,7 +297,7 @@ def _read_labels(path: Path, rows: int, au_names: tuple[str, ...]) -> tuple[np.n
         take[known] = table.loc[known, "take"].to_numpy(np.int64)
         whose = table.loc[known].groupby("take")["subject"].transform("first").reindex(table.index)
         check("take", ~known | (whose == table["subject"]), "a take of this subject alone")
-    return table["subject"].to_numpy(np.int64), table["split"].to_numpy(str), au, take
+    return table["subject"].to_numpy(np.int64), table["split"].to_numpy(str), au, take, pose
 
 
 # -- pairs -----------------------------------------------------------------------------------------------------------
@@ -298,14 +327,21 @@ def draw_pairs(subject: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
 def draw_takes(data: FaceData, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw pairs -> rows (n, 3) int64: two images of one take, and the image of the take at rest, or -1 if it has none.
 
-    The first is uniform over all rows of takes with at least two images, the second over the other rows of the take.
-    The image at rest is the first whose labels are all known and 0. Raises `InputError` if no take has two images.
+    The first is uniform over all rows of takes with at least two images, the second over the other rows of the take;
+    pairs whose poses are not near are drawn again. At rest are images whose labels are all known and 0; the one is
+    taken whose pose is nearest, if it is near. Raises `InputError` if no take has two images of near pose.
     """
     order, start, size, rest = data.takes
-    at = rng.integers(len(order), size=n)  # (n,)
-    step = rng.integers(1, size[at])  # (n,) 1 .. size - 1, so never the same image
-    second = start[at] + (at - start[at] + step) % size[at]
-    return np.stack([order[at], order[second], rest[at]], axis=1)
+    found = np.empty((0, 3), np.int64)
+    for _ in range(TRIES):
+        at = rng.integers(len(order), size=n)  # (n,)
+        step = rng.integers(1, size[at])  # (n,) 1 .. size - 1, so never the same image
+        second = start[at] + (at - start[at] + step) % size[at]
+        drawn = np.stack([order[at], order[second], rest[at]], axis=1)
+        found = np.concatenate([found, drawn[data.near(drawn[:, 0], drawn[:, 1])]])
+        if len(found) >= n:
+            return found[:n]
+    raise InputError(f"takes: found {len(found)} pairs within {NEAR:g} degrees of yaw and pitch, expected more")
 
 
 def pair_batch(

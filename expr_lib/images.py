@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +23,9 @@ from expr_lib.files import open_regular, replacing
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
 """The formats that are read, whatever the file's name. Other decoders start programs (EPS) or are little tested."""
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""How the photographs of phones begin after `ftyp`; they are read if the extra `photographs` is installed."""
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".heic", ".heif")
 """By which the images in a folder are recognized."""
 MIN_SIDE = 16
 """Pixels; smaller images are refused."""
@@ -49,7 +52,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warnings about unusual metadata
-            with open_regular(path) as file, _quiet_tiff(file), Image.open(file, formats=FORMATS) as image:
+            with open_regular(path) as file, _quiet_tiff(file), Image.open(file, formats=_formats(file)) as image:
                 width, height = image.size  # from the header; nothing is decoded yet
                 if min(width, height) < MIN_SIDE:
                     raise ValueError(f"found {width} x {height} pixels, expected at least {MIN_SIDE} x {MIN_SIDE}")
@@ -95,6 +98,22 @@ def write_png(path: str | Path, image: np.ndarray) -> Path:
     return path
 
 
+def _formats(file: BinaryIO) -> tuple[str, ...]:
+    """`FORMATS`, and that of a HEIC file if pillow-heif is installed, which brings the decoder."""
+    start = file.read(12)
+    file.seek(0)
+    if not _is_heic(start) or find_spec("pillow_heif") is None:
+        return FORMATS
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return (*FORMATS, "HEIF")
+
+
+def _is_heic(start: bytes) -> bool:
+    return start[4:8] == b"ftyp" and start[8:12] in HEIC
+
+
 @contextmanager
 def _quiet_tiff(file: BinaryIO) -> Iterator[None]:
     """Discard the messages of libtiff on stderr, which it has no option for; errors are raised as usual."""
@@ -136,8 +155,8 @@ def _looks_like(path: Path) -> str:
     """Describe a file that is not an image."""
     with open_regular(path) as file:
         start = file.read(512)
-    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
-        return "found HEIC, which cannot be read here (save it as JPEG or PNG)"
+    if _is_heic(start):
+        return 'found HEIC, which needs pillow-heif: pip install "expr-lib[photographs]", or save it as JPEG'
     if not start:
         return "found an empty file"
     try:

@@ -13,6 +13,7 @@ CPU cores. Shapes: B images of S x S pixels, n action units, d numbers for each 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -206,15 +207,19 @@ class MovingDG(nn.Module):
         """f_f with T (B, 3, R, R), the face at rest, and f_r (B, n, d) -> image (B, 3, R, R) in [-1, 1]."""
         return self.put(f_f.face, f_f.map, f_r)
 
-    def edit(self, f_f: AtRest, features: Tensor, image: Tensor, f_r: Tensor) -> Tensor:
-        """What must be done to the image (B, 3, R, R) that f_f comes from, so that it shows f_r: `moving.beyond`.
+    def editor(self, f_f: AtRest, features: Tensor, image: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function of f_r: what must be done to the image (B, 3, R, R) of f_f so that it shows f_r (`moving.beyond`).
 
-        (B, 2 + 1 + 3, 256, 256), for a copy of the image of any size. If f_r is its own, nothing is done.
+        It returns (B, 2 + 1 + 3, 256, 256), for a copy of the image of any size. If f_r is its own, nothing is done.
         """
         small, rest, own = resize(image, self.take.size), resize(f_f.face, self.put.size), self.related(features)
         taken = self.take.edits(small, features, own)
-        back, other = (in_one(taken, self.put.edits(rest, f_f.map, x), 256) for x in (own, f_r))
-        return beyond(back, other)
+
+        def both(f_r: Tensor) -> Tensor:
+            return in_one(taken, self.put.edits(rest, f_f.map, f_r), 256)
+
+        back = both(own)
+        return lambda f_r: beyond(back, both(f_r))
 
 
 class Swapper(nn.Module):
@@ -222,6 +227,7 @@ class Swapper(nn.Module):
 
     au_names: tuple[str, ...] = AU_NAMES  # set to those of the data set by training and loading
     warm: bool = False  # set by training after the warm-up
+    reads_only: bool = False  # set by training without labels: E and the AU branch stay as they are
     table: Tensor | None = None  # (n, 6, d) mean f_r of each AU at intensity 0 to 5, made when training ends
 
     def __init__(self, config: ModelConfig) -> None:
@@ -237,7 +243,15 @@ class Swapper(nn.Module):
         for module in self.modules() if self.warm else ():
             if isinstance(module, BatchNorm):
                 module.eval()
+        if self.reads_only:
+            self.E.eval(), self.DG.related.eval()
         return self
+
+    def only_read(self) -> None:
+        """Keep E and the AU branch as they are from now on, without dropout: no label is there to teach them."""
+        self.reads_only = True
+        self.E.requires_grad_(False), self.DG.related.requires_grad_(False)
+        self.train(self.training)
 
     def encode(self, image: Tensor, seen: Tensor | None = None) -> tuple[Any, Tensor]:
         """image (B, 3, R, R) in [-1, 1] -> f_f, f_r (B, n, d). R is S for the drawn generator, any size for the moving.

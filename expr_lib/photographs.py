@@ -55,16 +55,31 @@ def express_photograph(
     return edit(swapper, photo, face, lambda own: expression(swapper, own, asked, from_rest))
 
 
-@torch.inference_mode()
 def edit(swapper: Swapper, photo: np.ndarray, face: Aligned, change: Callable[[Tensor], Tensor]) -> np.ndarray:
     """A photograph (H, W, 3) uint8 in which the face has the expression `change(f_r)` instead of its f_r (1, n, d)."""
+    own, give = editor(swapper, photo, face)
+    return give(change(own))
+
+
+@torch.inference_mode()
+def editor(swapper: Swapper, photo: np.ndarray, face: Aligned) -> tuple[Tensor, Callable[[Tensor], np.ndarray]]:
+    """f_r (1, n, d) of the face in a photograph, and a function that gives this face another f_r.
+
+    The face is encoded once. The function returns the photograph (H, W, 3) uint8 with an expression (1, n, d).
+    """
     image, dg = network_input(swapper, "face", face.face), swapper.DG
     features = swapper.E(resize(image, swapper.config.size))
     f_f, own = dg.disentangle(features, image)
-    if isinstance(dg, MovingDG) and isinstance(f_f, AtRest):
-        return move(photo, face.matrix, dg.edit(f_f, features, image, change(own)))
-    drawn = to_uint8(swapper.generate(f_f, change(own)))[0].permute(1, 2, 0)  # (1, 3, S, S) -> (S, S, 3)
-    return paste(photo, drawn.cpu().numpy(), face)
+    moved = dg.editor(f_f, features, image) if isinstance(dg, MovingDG) and isinstance(f_f, AtRest) else None
+
+    @torch.inference_mode()
+    def give(f_r: Tensor) -> np.ndarray:
+        if moved is not None:
+            return move(photo, face.matrix, moved(f_r))
+        drawn = to_uint8(swapper.generate(f_f, f_r))[0].permute(1, 2, 0)  # (1, 3, S, S) -> (S, S, 3)
+        return paste(photo, drawn.cpu().numpy(), face)
+
+    return own, give
 
 
 def move(photo: np.ndarray, matrix: np.ndarray, edits: Tensor) -> np.ndarray:

@@ -35,6 +35,7 @@ EXPLODED = 100.0  # every loss except the weighted total is a mean of order 1; n
 
 TAKE_PAIRS = 64
 """Pairs inside takes on which the gain in log.csv is measured, of people who are not trained on if there are takes."""
+CHECKPOINT = "checkpoint.safetensors"
 TABLE_IMAGES = 4096
 """Number of training images, evenly spaced, from which the table of f_r by intensity is computed."""
 
@@ -50,10 +51,14 @@ class Run:
         allow_changes: bool = False,
     ) -> None:  # fmt: skip
         self.folder, self.config, self.nets, self.about, self.allow_changes = folder, config, nets, about, allow_changes
-        self.path = folder / "checkpoint.safetensors"
+        self.path = folder / CHECKPOINT
         self.main = nets.accelerator.is_main_process  # only one of several processes writes
         split = "val" if len(np.unique(data.subject[data.split == "val"])) > 1 else "train"
-        pairs = held_out_pairs(data, config.n_samples, config.seed, split=split)  # (n, 2)
+        if len(np.unique(data.subject[data.split == split])) > 1:
+            pairs = held_out_pairs(data, config.n_samples, config.seed, split=split)  # (n, 2)
+        else:  # takes of one person
+            data = data.subset(split)
+            pairs = draw_takes(data, config.n_samples, np.random.default_rng(config.seed))[:, :2]
         rows, places = np.unique(pairs, return_inverse=True)
         self.data, self.held_out = data[rows], places.reshape(pairs.shape)  # only these rows are copied to the device
         learn = data.subset("train")
@@ -220,11 +225,16 @@ def resume(
         elif isinstance(value, torch.optim.Optimizer):
             checkpoint.load_optimizer(name, value, tensors)
     step = found.get("step", 0)
+    if "start" in found:
+        about["start"] = found["start"]
+    if changed and nets.accelerator.is_main_process:
+        listed = ", ".join(f"{name} {before} (now {now})" for name, (before, now) in changed.items())
+        tqdm.write(f"{path}: changed from step {step} on: {listed}")
     return step, found.get("changes", []) + ([{"step": step} | changed] if changed else [])
 
 
-FREE = ("log_every", "sample_every", "save_every", "n_samples", "device", "precision", "compile")
-"""Settings that do not change the result of training, except for rounding."""
+FREE = ("log_every", "sample_every", "save_every", "n_samples", "device", "precision", "compile", "start.from")
+"""Settings that do not change the result of training, except for rounding; a run starts only once."""
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
@@ -322,7 +332,9 @@ def take_gain(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: torch
 
 @torch.no_grad()
 def table(swapper: Swapper, data: FaceData, device: torch.device) -> Tensor:
-    """The mean f_r of each AU at each intensity over these training images, (n, 6, d)."""
+    """The mean f_r of each AU at each intensity over these images, (n, 6, d); without labels the one it had."""
+    if swapper.reads_only and swapper.table is not None:
+        return swapper.table
     chunks = np.array_split(np.arange(len(data)), -(-len(data) // 64))
     f_r = torch.cat([swapper.read_au(to_float(data.pixels(chunk, device)))[0].cpu() for chunk in chunks])
     return mean_f_r(f_r, torch.from_numpy(data.au))

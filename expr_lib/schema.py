@@ -120,6 +120,7 @@ class ChunkLine(Struct):
     bytes: Count
     crc32: Annotated[int, Meta(ge=0, lt=2**32)]
     told: list[tuple[int, Literal["left out", "note"], str, str]]
+    turns: list[tuple[int, float, float]]  # number of the image, yaw and pitch of the head in degrees
 
 
 class Estimate(Struct):

@@ -2,6 +2,9 @@
 
 The target of `G(f_f^1, f_r^2)` is image 2 of the take, so f_f^1 must not contain the expression of image 1. The losses
 across people are those of the paper; each can be added by its weight. Our choice; see `expr_lib/README.md`.
+
+Without labels the AU branch only reads: what it reads from an image stands for the labels, and E and the branch stay as
+they are, so that the meaning of f_r does not drift.
 """
 
 from __future__ import annotations
@@ -94,7 +97,8 @@ def take_step(nets: Nets, batch: Batch, c: TrainConfig) -> dict[str, Tensor]:
             loss["realism"], loss["swap"] = lsgan_g_loss(realism), lsgan_g_loss(consistent)
             total = total + w.realism * loss["realism"] + w.swap * loss["swap"]
         if w.guide:
-            shown, asked = (swap, stranger(batch.au)) if across else (answer, batch.au[source])
+            au = swapper.intensities(f_r).detach() if swapper.reads_only else batch.au
+            shown, asked = (swap, stranger(au)) if across else (answer, au[source])
             with frozen(swapper):
                 _, logit = swapper.read_au(augment(shown))
             loss["guide"] = au_loss(logit, asked, nets.au_weight)

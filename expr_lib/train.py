@@ -19,10 +19,11 @@ from expr_lib.datasets import FaceData, batches
 from expr_lib.errors import InputError
 from expr_lib.losses import au_weights, class_weights
 from expr_lib.model import Swapper, au_classes
-from expr_lib.run import Run
+from expr_lib.run import CHECKPOINT, Run
 from expr_lib.step import Nets, batch_of, train_step, warmup_step
 from expr_lib.step import TrainConfig as TrainConfig  # callers of `train` need it
 from expr_lib.take_step import take_step
+from expr_lib.tensors import previous
 
 MAX_NUMBERS = 2 * 10**9
 """Largest number of weights in all networks; with gradients and averages these need some 32 GB."""
@@ -136,13 +137,18 @@ def train(
     set, which records the changes and their step in the metadata.
 
     With `start_from`, a new run starts with the swapper of that checkpoint, with the AU heads matched by name
-    (fine-tuning). It never has a warm-up, which would change E without adapting G.
+    (fine-tuning); for a run that exists it counts for nothing, and a line says so. It never has a warm-up, which would
+    change E without adapting G. If no image has a label, as in films, `take` and `put` learn from the takes, while E
+    and the AU branch stay as they are and read; this needs `start_from` weights.
     """
     run = Path(run)
-    learn = data.subset("train")
-    if (people := len(np.unique(learn.subject))) < 2:
-        raise InputError(f"split train: found {people} subjects, expected at least 2")
+    learn, exists = data.subset("train"), any(path.exists() for path in (run / CHECKPOINT, previous(run / CHECKPOINT)))
+    labelled = not np.isnan(learn.au).all()
     config = settled(config, learn)
+    if (people := len(np.unique(learn.subject))) < 2 and config.supervision != "takes":
+        raise InputError(f"split train: found {people} subjects, expected at least 2")
+    if not labelled and not (start_from and config.supervision == "takes"):
+        raise InputError("labels: found none, expected some; without labels, takes and --start-from weights are needed")
     if start_from:
         config = replace(config, model=checkpoint.fine_tune_config(start_from, config.model), warmup_steps=0)
     nets = build_nets(config, learn)
@@ -151,10 +157,18 @@ def train(
     if start_from:
         heads = checkpoint.start_from(start_from, nets.swapper)
         nets.ema.load_state_dict(nets.swapper.state_dict())
+        nets.ema.table = nets.swapper.table
         about["start"] = {"from": str(start_from), "heads": heads}
-        if here.is_main_process:
+        if here.is_main_process and exists:
+            tqdm.write(f"{run}: this run exists and goes on with its own weights; --start-from counts for nothing")
+        elif here.is_main_process:
             which = "; ".join(f"{what} {', '.join(names) or 'none'}" for what, names in heads.items())
             tqdm.write(f"AU heads of {start_from}: {which}")
+    if not labelled:
+        nets.swapper.only_read()
+        nets.ema.only_read()
+        if here.is_main_process:
+            tqdm.write("no image has a label: take and put learn from the takes, E and the AU branch stay as they are")
     for size in (config.warmup_batch_size, config.batch_size):
         if size % here.num_processes:
             raise InputError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")

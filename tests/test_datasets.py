@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from expr_lib import datasets
 from expr_lib.datasets import FaceData, batches, draw_pairs, draw_takes, held_out_pairs, pair_batch, to_float, to_uint8
+from expr_lib.errors import InputError
 from expr_lib.files import sha256
 
 AU_NAMES = ("AU1", "AU12")
@@ -264,6 +265,31 @@ def test_pairs_inside_a_take_come_with_the_face_at_rest() -> None:
     assert same(pair_batch(data, 0, 16, seed=1, takes=True), batch)
     with pytest.raises(ValueError, match="takes: found none with two images"):
         draw_takes(data[[0, 3, 4, 6]], 1, np.random.default_rng(0))
+
+
+def test_pairs_inside_a_take_are_near_in_pose() -> None:
+    """Yaw 0, 4 and 8: 0 and 8 are no pair; the fourth is turned away, of the fifth nothing is known."""
+    pose = np.array([[0, 0], [4, 0], [8, 4], [0, 30], [np.nan, np.nan], [3, 0], [7, 0]], np.float32)
+    au = np.ones((7, 1), np.float32)
+    au[[0, 2]] = 0  # at rest
+    images, subject = np.zeros((7, 8, 8, 3), np.uint8), np.array([0, 0, 0, 0, 0, 1, 1])
+    take = np.array([0, 0, 0, 0, 0, 1, 1])
+    data = FaceData(images, subject, np.full(7, "train"), au, ("AU12",), {}, take, pose)
+    drawn = draw_takes(data, 4000, np.random.default_rng(0))
+    near = {(0, 1), (1, 2), (0, 4), (1, 4), (2, 4), (3, 4), (5, 6)}
+    assert {tuple(pair) for pair in drawn[:, :2].tolist()} == near | {(b, a) for a, b in near}
+    assert {(first, rest) for first, _, rest in drawn.tolist()} == {
+        (0, 0),
+        (1, 0),
+        (2, 2),
+        (3, -1),
+        (4, 0),
+        (5, -1),
+        (6, -1),
+    }
+    np.testing.assert_array_equal(data[[6, 2]].pose, pose[[6, 2]])
+    with pytest.raises(InputError, match="found 0 pairs within 4 degrees of yaw and pitch"):
+        draw_takes(data[[0, 2, 3]], 1, np.random.default_rng(0))
 
 
 def same(x, y) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageSequence
+from test_align import points_at as landmarks_at
 from test_cli import fails
 from test_importers import bring_in, files, interrupted, picture, places, write
 from test_layouts import fex, openface_cells, points_at, table, takes
@@ -23,6 +24,7 @@ from expr_lib.apps import cli
 from expr_lib.images import write_png
 from expr_lib.importers import align
 from expr_lib.importers import write as writing
+from expr_lib.importers.align import CANONICAL
 from expr_lib.importers.write import ImportConfig, import_faces
 from expr_lib.model import ModelConfig, Swapper
 from expr_lib.swap import driven, smoothed
@@ -218,6 +220,33 @@ def test_pyfeat_finds_the_film_that_the_column_input_names(tmp_path, first):
     note = {"note: table that counts the frames of its film from 1, not from 0": 2}
     assert report.counts() == (note if first else {})
     assert data.meta["config"]["cut"] == {"by landmarks": 12, "centre square": 0}
+
+
+def test_films_and_folders_without_labels_are_takes_whose_labels_are_missing(tmp_path, monkeypatch):
+    root = tmp_path / "in"
+    film(root / "anna.mp4", STEPS)
+    for k, shade in enumerate(STEPS):
+        picture(root / f"ben/{k}.png", shade)
+    monkeypatch.setattr("expr_lib.importers.unlabelled.MOST", 3)
+    data, report, _ = bring_in("unlabelled", root, tmp_path / "out")
+    assert np.isnan(data.au).all() and data.au.shape == (6, 17) and shades(data.images) == STEPS[::2] * 2
+    assert [row[1:] for row in takes(tmp_path / "out")] == [("anna.mp4", "0")] * 3 + [("ben", "1")] * 3
+    told = places(report, "take of which not all images are used")
+    assert sorted(file for file, _ in told) == ["anna.mp4", "ben"]
+
+
+def test_the_pose_in_each_frame_of_a_film_is_recorded_where_landmarks_allow(tmp_path):
+    root, angles = tmp_path / "in", (0, 3, 20, 3)
+    film(root / "anna.mp4", STEPS, (240, 160))
+    rows = [openface_cells(points=landmarks_at(CANONICAL * 90 + (70, 30), yaw), frame=n)
+            for n, yaw in enumerate(angles, 1)]  # fmt: skip
+    write(root / "anna.csv", table(*rows))
+    data, *_ = bring_in("openface", root, tmp_path / "out")
+    assert data.pose[:, 0] == pytest.approx(angles, abs=1.5) and len(set(data.take)) == 1
+    assert data.near(np.array([0, 0, 1]), np.array([1, 2, 3])).tolist() == [True, False, True]
+    write(root / "anna.csv", table(*[{k: v for k, v in row.items() if not k.startswith("x_")} for row in rows]))
+    data, *_ = bring_in("openface", root, tmp_path / "plain")
+    assert np.isnan(data.pose).all() and data.near(np.arange(4), np.arange(4)[::-1]).all()
 
 
 def test_two_people_in_one_film_are_cut_out_of_the_same_frames(tmp_path):
@@ -425,7 +454,12 @@ def test_faces_in_photographs_are_found_once(tmp_path, checkpoints, still, found
     command = ["animate", str(still), str(source), "-o", str(tmp_path / "o.mp4"), "--photographs"]
     command += ["--checkpoint", checkpoints["moved"]]
     if found:
-        cli.main(command)
-        assert calls == [(97, 131, 3), (100, 120, 3)] and len(list(films.frames(tmp_path / "o.mp4"))) == 6
+        cli.main([*command, "--largest"])
+        made = list(films.frames(tmp_path / "o.mp4"))
+        assert calls == [(96, 130, 3), (100, 120, 3)] and [x.shape for x in made] == [(96, 130, 3)] * 6
+        beside = np.abs(made[-1][:, 100:].astype(int) - 90)  # the face reaches to column 80
+        assert beside.max() <= 3  # the codec's
+        cli.main([*command, "--size", "120", "--inputs"])
+        assert next(films.frames(tmp_path / "o.mp4")).shape == (88, 88 + 120, 3)
     else:
         assert f"{still}: found no face" in fails(capsys, *command)

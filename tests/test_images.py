@@ -230,7 +230,7 @@ def test_postscript_by_the_name_of_png_starts_no_program(tmp_path, monkeypatch):
 
 def test_only_the_formats_that_are_named_are_opened(tmp_path):
     picture = Image.fromarray(quadrants())
-    for form in set(Image.registered_extensions().values()) - {*FORMATS, "MPO", "DIB", "IM"}:
+    for form in set(Image.registered_extensions().values()) - {*FORMATS, "MPO", "DIB", "IM", "HEIF"}:
         buffer = io.BytesIO()
         try:
             picture.save(buffer, format=form)
@@ -311,3 +311,24 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next_and_nothing_else(
         file.write_bytes(b"half")
     replace_file(tmp_path / "a.json", b"whole")
     assert {p.name for p in tmp_path.iterdir()} == {"a.json", living.name, other.name}
+
+
+def test_a_photograph_of_a_phone_is_read_upright(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC needs the extra photographs")
+    picture = Image.fromarray(quadrants())
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it back by 90 degrees
+    for name, image, more in (("plain.heic", picture, {}), ("turned.HEIC", turned, {"exif": exif.tobytes()})):
+        pillow_heif.from_pillow(image).save(tmp_path / name, quality=-1, chroma=444, **more)
+        assert close(read_image(tmp_path / name)[4:20, 4:28], quadrants()[4:20, 4:28], 4)
+    whole = (tmp_path / "plain.heic").read_bytes()
+    for share in (0.3, 0.9):
+        (tmp_path / "cut.heic").write_bytes(whole[: int(len(whole) * share)])
+        refused(tmp_path / "cut.heic")
+
+
+def test_without_pillow_heif_one_line_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    monkeypatch.setattr("expr_lib.images.find_spec", lambda name: None)
+    assert 'pip install "expr-lib[photographs]"' in refused(tmp_path / "phone.heic")

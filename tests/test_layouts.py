@@ -354,6 +354,17 @@ def test_a_mesh_that_contradicts_pyfeats_own_pose_is_not_used_and_told(tmp_path)
     assert places(report, "image that cannot be used") == [("imgs/b.jpg", 0)]
 
 
+def test_a_mesh_that_is_no_face_is_not_used_and_told(tmp_path):
+    root, rng = tmp_path / "in", np.random.default_rng(0)
+    mesh = rng.uniform(60, 160, (MESH, 2))
+    cells = {f"{axis}_{i}": (*p, -1.0)[k] for i, p in enumerate(mesh) for k, axis in enumerate("xyz")}
+    picture(root / "imgs/a.jpg", 90, (240, 200))
+    write(root / "a.csv", table(fex(**cells, Yaw=0, input="imgs/a.jpg"), between=","))
+    data, report, _ = bring_in("pyfeat", root, tmp_path / "out")
+    assert data.meta["config"]["cut"]["centre square"] == 1
+    assert places(report, "mesh that contradicts the column Yaw, not used") == [("a.csv", 2)]
+
+
 # -- blend shapes --------------------------------------------------------------------------------------------------
 
 ARKIT = [

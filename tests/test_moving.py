@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from expr_lib.checkpoint import load_swapper
 from expr_lib.datasets import FaceData, pair_batch
+from expr_lib.errors import InputError
 from expr_lib.facs import AU_NAMES
 from expr_lib.losses import difference_weight, take_loss
 from expr_lib.model import ModelConfig, Swapper, mean_f_r
@@ -272,6 +273,41 @@ def test_the_log_of_a_run_on_takes_has_the_gain_whenever_a_picture_is_made(data,
     with (tmp_path / "log.csv").open() as file:
         found = {int(row["step"]): row["gain"] for row in csv.DictReader(file)}
     assert [step for step, gain in found.items() if gain] == [3, 6] and -5 < float(found[6]) < 1
+
+
+def changed_parts(before: Swapper, after: Swapper) -> set[str]:
+    names = {name: name.removeprefix("DG.").split(".")[0] for name in before.state_dict()}
+    pairs = zip(before.state_dict().items(), after.state_dict().values(), strict=True)
+    return {names[name] for (name, a), b in pairs if not torch.equal(a, b)}
+
+
+def test_takes_without_labels_teach_take_and_put_while_the_au_branch_reads(data, tmp_path, capsys):
+    first = train(TINY, data, tmp_path / "first")
+    films = replace(data, au=np.full_like(data.au, np.nan), subject=np.zeros_like(data.subject))
+    films = films[films.split == "train"]  # of one person
+    with pytest.raises(InputError, match="labels: found none"):
+        train(TINY, films, tmp_path / "alone")
+    capsys.readouterr()
+    path = train(replace(TINY, seed=1), films, tmp_path / "films", first)
+    before, after = load_swapper(first), load_swapper(path)
+    assert "E and the AU branch stay as they are" in capsys.readouterr().out
+    assert changed_parts(before, after) == {"free", "take", "put"}
+    assert torch.equal(after.table, before.table)
+
+
+def test_what_changes_when_a_run_goes_on_is_told(data, tmp_path, capsys):
+    first = train(TINY, data, tmp_path / "first")
+    config = replace(TINY, warmup_steps=0)
+    run = train(config, data, tmp_path / "run", first)
+    assert "AU heads of" in capsys.readouterr().out
+    other = replace(config, steps=8, log_every=2)
+    train(other, data, tmp_path / "run", run)  # its own weights are no start
+    told = capsys.readouterr().out
+    assert "this run exists and goes on with its own weights; --start-from counts for nothing" in told
+    assert "changed from step 6 on: " in told and "steps 6 (now 8)" in told and "log_every 1 (now 2)" in told
+    assert "AU heads" not in told and load_swapper(run).metadata["start"]["from"] == str(first)
+    with pytest.raises(InputError, match=r"made with take_lr 0\.0004"):
+        train(replace(other, take_lr=1e-3), data, tmp_path / "run", first)
 
 
 # -- editing by numbers --------------------------------------------------------------------------------------------

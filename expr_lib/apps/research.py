@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from expr_lib import SHIPPED
+from expr_lib import SHIPPED, WEIGHTS
 from expr_lib.apps.held_out import HELD_OUT_SEED, held_out_faces, measured_size, second_judge, unmet_judges
 from expr_lib.apps.options import (
     Checkpoint,
@@ -64,7 +64,8 @@ def import_command() -> Callable[..., None]:
         """Import real data with AU labels, or continue an interrupted import; for the forms see data/real_data.md.
 
         Args:
-            kind: table, openface, pyfeat, blendshapes, disfa, bp4d (and BP4D+), ckplus, rafd or ganimation.
+            kind: table, openface, pyfeat, blendshapes, disfa, bp4d (and BP4D+), ckplus, rafd, ganimation, or
+                unlabelled (films and folders of images, each a take of one person).
             source: folder with the images and labels; no file outside it is read.
             out: data set folder to write.
         """
@@ -121,11 +122,13 @@ def train_command() -> Callable[..., None]:
             data: data set folder, made by `expr-lib faces` or `expr-lib import`.
             run: folder for log.csv, samples/, tensorboard/ and checkpoint.safetensors.
             start_from: weights to fine-tune, without a warm-up; AUs that these share with the data keep their heads,
-                other AUs get new heads.
+                other AUs get new heads. Shipped weights can be given by name, such as moved-64.
             allow_changes: continue a run that was made with other settings or data; the checkpoint records them.
         """
         may_write("--run", run, folder=True)
         opened = FaceData.open(data, verify="once")
+        if start_from and not start_from.exists() and (shipped := WEIGHTS / f"{start_from}.safetensors").exists():
+            start_from = shipped
         print(training.train(config, opened, run, start_from, allow_changes=allow_changes))
 
     return train

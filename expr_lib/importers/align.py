@@ -7,6 +7,7 @@ source, the rest works without it. The model was trained on 300-W, whose licence
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from expr_lib.errors import InputError
 from expr_lib.importers.choose import Choice, chosen
-from expr_lib.importers.pose import yaw
+from expr_lib.importers.pose import STILL, marked, turn, yaw
 
 CANONICAL = np.array([[0.3467, 0.3769], [0.6533, 0.3769], [0.3763, 0.7422], [0.6237, 0.7422]])
 """Eyes and mouth corners of the frontal mean rendered head as shares of the image; the left of the image first."""
@@ -27,7 +28,13 @@ of the yaw."""
 MAX_BESIDE = 0.25
 """Largest share of the ellipse `FACE` beside the face, since background or hair there would move with the face."""
 CERTAIN = 0.3
-"""Lowest score of dlib's detector that counts; at its default of 0 it takes a badge on a suit for a face."""
+"""Score of dlib's detector below which a find does not count; at its own 0 it takes a badge on a suit for a face."""
+SIDEWAYS, CERTAIN_SIDEWAYS = (1, 2), 0.45
+"""Parts of dlib's detector that find turned heads, and the score below which their finds do not count.
+
+On heads turned by 45 degrees and more dlib then marks a face that looks straight ahead. No rendered head seen from the
+front is lost.
+"""
 FACE = ((0.5, 0.56), (0.40, 0.42))
 """Centre and half axes of the ellipse that is pasted back, in shares of the aligned image."""
 ONE = Choice()
@@ -47,6 +54,7 @@ class Aligned:
     face: np.ndarray  # (S, S, 3) uint8
     points: np.ndarray  # (68, 2) landmarks in pixels of the photograph
     matrix: np.ndarray  # (2, 3) pixels of the photograph -> shares of the face image
+    turn: tuple[float, float] = (math.nan, math.nan)  # yaw and pitch in degrees, to compare images of one person
 
 
 def align(photo: np.ndarray, size: int, choice: Choice = ONE) -> Aligned:
@@ -79,7 +87,7 @@ def cut_out(photo: np.ndarray, points: np.ndarray, size: int) -> Aligned:
     if (share := beyond(matrix, photo.shape[:2])) > INVENTED:
         found = f"found {share:.0%} of the face beyond the photograph, expected {INVENTED:.0%} at most"
         raise LandmarkError(f"landmarks: {found}; is this a scaled or cut copy?")
-    return Aligned(crop(photo, matrix, size), points, matrix)
+    return Aligned(crop(photo, matrix, size), points, matrix, turn(points, STILL))
 
 
 def expect_inside(points: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -99,8 +107,13 @@ def beyond(matrix: np.ndarray, shape: tuple[int, ...]) -> float:
 
 
 def beside_face(matrix: np.ndarray, points: np.ndarray) -> float:
-    """Share of the ellipse `FACE`, weighted as in `face_mask`, that lies beside the face with these landmarks."""
+    """Share of the ellipse `FACE`, weighted as it is pasted, that lies beside the face of these landmarks.
+
+    It is 0 if the landmarks do not say where the outline is.
+    """
     brows = points[17:27]
+    if not marked(points)[:27].all():
+        return 0.0
     forehead = brows + 0.9 * (brows.mean(0) - points[33])  # as high as from the brows to below the nose
     outline = np.concatenate([points[:17], forehead[::-1]]) @ matrix[:, :2].T + matrix[:, 2]
     inside, weight = Image.new("1", (64, 64)), face_mask(64)
@@ -114,8 +127,8 @@ def find_faces(photo: np.ndarray) -> list[np.ndarray]:
     scale = min(1.0, 1200 / max(photo.shape[:2]))
     size = (round(photo.shape[1] * scale), round(photo.shape[0] * scale))
     small = np.array(Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS)) if scale < 1 else photo
-    boxes, *_ = detect.run(small, 1, CERTAIN)  # 1: at twice the size, to find faces of 40 pixels
-    shapes = [predict(small, box) for box in boxes]
+    found = zip(*detect.run(small, 1, CERTAIN), strict=True)  # 1: doubled first, for faces of 40 pixels
+    shapes = [predict(small, box) for box, score, part in found if part not in SIDEWAYS or score >= CERTAIN_SIDEWAYS]
     return [np.array([[p.x, p.y] for p in shape.parts()], np.float64) / scale for shape in shapes]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from expr_lib.facs import MAX_INTENSITY
-from expr_lib.importers.align import MAX_YAW
+from expr_lib.importers.align import MAX_BESIDE, MAX_YAW, anchors, beside_face, similarity
 from expr_lib.importers.blendshapes import au_of_shapes, shape_columns
 from expr_lib.importers.frames import Entry, Lookup, matched
 from expr_lib.importers.labels import MESH, au_columns, landmarks
@@ -58,19 +58,21 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
 
 
 def sound_mesh(row: dict[str, str], report: Report, file: str, line: int) -> np.ndarray | None:
-    """The landmarks of a row; None for a mesh that is turned although the column `Yaw`, in any unit, is small."""
+    """The landmarks, except those of a mesh that looks turned or is no face although `Yaw`, in any unit, is small."""
     points = landmarks(row)
     if points is None or f"x_{MESH - 1}" not in row or not np.isfinite(points).all():
         return points
-    turned = abs(yaw(points / np.abs(points).max() * 1000))  # pixels, or shares of the image
-    if turned <= MAX_YAW:
+    large = points / np.abs(points).max() * 1000  # pixels, or shares of the image
+    turned, beside = abs(yaw(large)), beside_face(similarity(anchors(large)), large)
+    if turned <= MAX_YAW and beside <= MAX_BESIDE:
         return points
     try:
         straight = abs(parse_number(row.get("yaw", ""))) < np.radians(MAX_YAW)
     except ValueError:
         straight = False
     if straight:
-        report.note("mesh that contradicts the column Yaw, not used", file, line, f"turned by {turned:.0f} degrees")
+        found = f"turned by {turned:.0f} degrees" if turned > MAX_YAW else f"{beside:.0%} of the crop beside the face"
+        report.note("mesh that contradicts the column Yaw, not used", file, line, found)
     return None if straight else points
 
 

@@ -44,7 +44,8 @@ class LabelledImage:
     split: str = ""  # train, val or test; "" = drawn by subject
     points: np.ndarray | None = None  # (68, 2) landmarks in pixels of the image, if known
     take: str = ""  # a film of one person in one view; "" = unknown
-    face: int = 0  # number of the person, if the image shows several
+    face: int = 0  # which of several people in the image
+    turn: tuple[float, float] = (UNKNOWN, UNKNOWN)  # yaw and pitch in degrees, by landmarks
 
 
 @dataclass

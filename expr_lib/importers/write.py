@@ -43,7 +43,9 @@ from expr_lib.importers.source import PEOPLE, LabelledImage, Report, Tree
 from expr_lib.schema import ChunkLine, MetaFile, checked, decode, read_json
 
 FORMAT = 1
-Kind = Literal["table", "openface", "pyfeat", "blendshapes", "disfa", "bp4d", "ckplus", "rafd", "ganimation"]
+Kind = Literal[
+    "table", "openface", "pyfeat", "blendshapes", "disfa", "bp4d", "ckplus", "rafd", "ganimation", "unlabelled"
+]
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test", "": ""}
 
 
@@ -172,7 +174,8 @@ def split_by_subject(faces: list[LabelledImage], config: ImportConfig) -> None:
 
 Job = tuple[str, list[tuple[str, np.ndarray | None]], int, Choice | None]  # root, (image, landmarks), size, find faces
 Case = tuple[int, str, str, str]  # number of the image, kind, reason, detail
-Done = tuple[bytes, list[Case]]  # pixels of the usable images, and cases for the report
+Turn = tuple[int, float, float]  # number of the image, yaw and pitch in degrees
+Done = tuple[bytes, list[Case], list[Turn]]  # pixels of the usable images, cases for the report, poses by landmarks
 BEYOND = 0.05
 """Share of a face outside its image above which the report has a note."""
 SUSPECT = 0.1
@@ -183,10 +186,10 @@ UNUSABLE, UNFIT = "image that cannot be used", "landmarks that do not fit their 
 def read_chunk(job: Job) -> Done:
     """Read, crop and scale one chunk of images, in a worker process."""
     root, wanted, size, find = job
-    pixels, cases = io.BytesIO(), list[Case]()
+    pixels, cases, turns = io.BytesIO(), list[Case](), list[Turn]()
     for i, (rel, points) in enumerate(wanted):
         try:
-            image = read_picture(Path(root, rel))
+            image, cut = read_picture(Path(root, rel)), None
             if points is not None:
                 if np.abs(points).max() <= 2:  # MediaPipe's landmarks are shares of the image
                     points = points * (image.shape[1], image.shape[0])
@@ -200,14 +203,15 @@ def read_chunk(job: Job) -> Done:
                             f"{share:.0%}",
                         )
                     )
-                image = cut.face
-            else:
-                image = align(image, size, find).face if find else square(image, size)
-            pixels.write(np.ascontiguousarray(image).data)
+            elif find:
+                cut = align(image, size, find)
+            pixels.write(np.ascontiguousarray(cut.face if cut else square(image, size)).data)
+            if cut:
+                turns.append((i, round(cut.turn[0], 1), round(cut.turn[1], 1)))
         except (ValueError, OSError) as error:
             reason = UNFIT if isinstance(error, LandmarkError) else UNUSABLE
             cases.append((i, "left out", reason, str(error).removeprefix(f"{file_of(Path(root, rel))}: ")))
-    return pixels.getvalue(), cases
+    return pixels.getvalue(), cases, turns
 
 
 def chunks(faces: list[LabelledImage], config: ImportConfig, root: Path, first: int) -> Iterator[Job]:
@@ -271,17 +275,20 @@ def write(
         cases: list[tuple[Any, ...]] = [
             (k * chunk_size(config) + i, *why) for k, chunk in enumerate(done) for i, *why in chunk.told
         ]
+        turns = [(k * chunk_size(config) + i, *turn) for k, chunk in enumerate(done) for i, *turn in chunk.turns]
         todo = chunks(faces, config, source, len(done))
         first = len(done) * chunk_size(config)
         bar = tqdm(total=len(faces), initial=min(first, len(faces)), unit="image", disable=not progress)
         processes = config.processes or os.cpu_count() or 1
         with bar, journal.open("a") as log:
-            for pixels, bad in work(todo, 1 if len(faces) - first <= 64 else processes):
+            for pixels, bad, turned in work(todo, 1 if len(faces) - first <= 64 else processes):
                 file.write(pixels)
                 file.flush()
-                log.write(json.dumps({"bytes": len(pixels), "crc32": zlib.crc32(pixels), "told": bad}) + "\n")
+                line = {"bytes": len(pixels), "crc32": zlib.crc32(pixels), "told": bad, "turns": turned}
+                log.write(json.dumps(line) + "\n")
                 log.flush()
                 cases += [(first + i, *why) for i, *why in bad]
+                turns += [(first + i, *turn) for i, *turn in turned]
                 bar.update(min(chunk_size(config), len(faces) - first))
                 first += chunk_size(config)
         lost = {i for i, kind, *_ in cases if kind == "left out"}
@@ -299,6 +306,8 @@ def write(
         journal.unlink()
         partial.unlink()
         raise InputError(f"{source}: found no usable image; {'; '.join(report.lines())}")
+    for row, yaw, pitch in turns:
+        faces[int(row)].turn = yaw, pitch
     good = [face for i, face in enumerate(faces) if i not in lost]
     replace_text(out / "labels.csv", labels(good, au_names))
     rows = [(kind, what, name, str(line or ""), detail) for kind, what, name, line, detail in report.cases]
@@ -320,9 +329,7 @@ def read_report(path: Path) -> list[tuple[str, str, str, int, str]]:
             _, *listed = csv.reader(io.StringIO(file.read().decode(), newline=""))
         return [(kind, what, name, int(line or 0), detail) for kind, what, name, line, detail in listed]
     except (ValueError, csv.Error):
-        raise InputError(
-            f"{path}: damaged, expected the report of an import; remove the folder and import again"
-        ) from None
+        raise InputError(f"{path}: damaged report of an import; remove the folder and import again") from None
 
 
 def sound_chunks(file: Any, lines: list[str], n: int, config: ImportConfig) -> list[ChunkLine]:
@@ -336,7 +343,8 @@ def sound_chunks(file: Any, lines: list[str], n: int, config: ImportConfig) -> l
             break
         lost = {i for i, kind, *_ in chunk.told if kind == "left out"}
         kept = min(size, n - first) - len(lost)
-        good = chunk.bytes == kept * 3 * config.size**2 and all(0 <= i < min(size, n - first) for i, *_ in chunk.told)
+        inside = all(0 <= i < min(size, n - first) for i, *_ in (*chunk.told, *chunk.turns))
+        good = inside and chunk.bytes == kept * 3 * config.size**2
         if not good or zlib.crc32(file.read(chunk.bytes)) != chunk.crc32:
             file.seek(start)
             break
@@ -357,16 +365,13 @@ def digest(faces: list[LabelledImage], source: Path, config: ImportConfig) -> st
     for face in faces:
         state = os.stat(file_of(source / face.image))
         points = b"" if face.points is None else face.points.tobytes()
-        labels = sorted(face.au.items())
-        sha.update(
-            repr((face.image, state.st_size, state.st_mtime_ns, face.subject, face.split, face.take, labels)).encode()
-        )
-        sha.update(points)
+        who = face.subject, face.split, face.take, sorted(face.au.items())
+        sha.update(repr((face.image, state.st_size, state.st_mtime_ns, *who)).encode() + points)
     return sha.hexdigest()
 
 
 def labels(faces: list[LabelledImage], au_names: list[str]) -> str:
-    """labels.csv: subject, split, take (empty if unknown), AUs, name of the person, path of the image."""
+    """labels.csv: subject, split, take, AUs, yaw, pitch, person and path of the image; what is unknown is empty."""
     people = {name: i for i, name in enumerate(sorted({face.subject for face in faces}))}
     # a take belongs to one person, even if the source uses its name twice
     takes = {take: i for i, take in enumerate(sorted({(face.subject, face.take) for face in faces if face.take}))}
@@ -374,12 +379,12 @@ def labels(faces: list[LabelledImage], au_names: list[str]) -> str:
     def cell(value: float) -> str:
         return "" if np.isnan(value) else f"{value:g}"
 
-    rows: list[tuple[str, ...]] = [("subject", "split", "take", *au_names, "person", "image")]
+    rows: list[tuple[str, ...]] = [("subject", "split", "take", *au_names, "yaw", "pitch", "person", "image")]
     for face in faces:
         values = (cell(face.au.get(name, np.nan)) for name in au_names)
         take = str(takes.get((face.subject, face.take), ""))
-        image = posixpath.normpath(face.image)
-        rows.append((str(people[face.subject]), face.split, take, *values, face.subject, image))
+        who, image = str(people[face.subject]), posixpath.normpath(face.image)
+        rows.append((who, face.split, take, *values, *map(cell, face.turn), face.subject, image))
     return table(rows)
 
 

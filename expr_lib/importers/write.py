@@ -343,7 +343,8 @@ def sound_chunks(file: Any, lines: list[str], n: int, config: ImportConfig) -> l
             break
         lost = {i for i, kind, *_ in chunk.told if kind == "left out"}
         kept = min(size, n - first) - len(lost)
-        inside = all(0 <= i < min(size, n - first) for i, *_ in (*chunk.told, *chunk.turns))
+        places = [*(case[0] for case in chunk.told), *(turn[0] for turn in chunk.turns)]
+        inside = all(0 <= i < min(size, n - first) for i in places)
         good = inside and chunk.bytes == kept * 3 * config.size**2
         if not good or zlib.crc32(file.read(chunk.bytes)) != chunk.crc32:
             file.seek(start)

@@ -368,7 +368,12 @@ def test_numbers_of_every_config(family: Family, tmp_path: Path, tiny_folder: Pa
 @of("what the parser cannot read", 250)
 def test_what_the_parser_cannot_read(family: Family) -> None:
     for command in cli.COMMANDS:
-        for wrong in (["--no-such-option"], ["--no-such-option", "1"], ["a"] * 9 + ["--no-such=1"], ["--" + "x" * 5000]):
+        for wrong in (
+            ["--no-such-option"],
+            ["--no-such-option", "1"],
+            ["a"] * 9 + ["--no-such=1"],
+            ["--" + "x" * 5000],
+        ):
             family.command(command, *wrong)
     assert "perhaps you meant --amount" in family.command("swap", "a", "b", "--amout", "1")
     for command, prefix, config in CONFIGS:
@@ -405,7 +410,9 @@ def test_files_that_are_pipes_folders_links_or_devices(family: Family, tmp_path:
 
 
 @pytest.mark.parametrize("command", [("import", "table"), ("faces",)])
-@pytest.mark.parametrize("name", ["images.npy.partial", "import.jsonl", "build.json", "meta.json", "labels.csv", ".lock"])
+@pytest.mark.parametrize(
+    "name", ["images.npy.partial", "import.jsonl", "build.json", "meta.json", "labels.csv", ".lock"]
+)
 def test_a_link_is_never_written_through(command: Any, name: str, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("victim")
     (tmp_path / "source").mkdir()

@@ -315,7 +315,9 @@ def read_report(path: Path) -> list[tuple[str, str, str, int, str]]:
             _, *listed = csv.reader(io.StringIO(file.read().decode(), newline=""))
         return [(kind, what, name, int(line or 0), detail) for kind, what, name, line, detail in listed]
     except (ValueError, csv.Error):
-        raise InputError(f"{path}: damaged, expected the report of an import; remove the folder and import again") from None
+        raise InputError(
+            f"{path}: damaged, expected the report of an import; remove the folder and import again"
+        ) from None
 
 
 def sound_chunks(file: Any, lines: list[str], n: int, config: ImportConfig) -> list[ChunkLine]:

@@ -117,12 +117,21 @@ def write_encoder(source: Path, target: Path) -> None:
     checkpoint.save(target, checkpoint.module_tensors("ema", swapper), checkpoint.describe(swapper, step=0))
 
 
+def folder_of(cell: Cell, seed: int, args: argparse.Namespace) -> Path:
+    return args.runs / f"{cell.name} {seed}".replace(" ", "-").replace(",", "").replace("%", "percent")
+
+
+def finished(cell: Cell, seed: int, args: argparse.Namespace) -> bool:
+    last = checkpoint.load_last(folder_of(cell, seed, args) / "checkpoint.safetensors")
+    return last is not None and last[1]["step"] >= args.steps
+
+
 def trained(cell: Cell, seed: int, folder: Path, args: argparse.Namespace) -> Path:
     """Train a cell, or continue its run -> its checkpoint."""
     data, start = FaceData.open(folder), args.runs / "encoder.safetensors"
     if not start.exists():
         write_encoder(args.encoder, start)
-    run = args.runs / f"{cell.name} {seed}".replace(" ", "-").replace(",", "").replace("%", "percent")
+    run = folder_of(cell, seed, args)
     print(f"{cell.name}, seed {seed}: {run}", flush=True)
     config = replace(
         recipe(args.steps, 0, batch_size=args.batch_size, supervision="takes", seed=seed),
@@ -243,6 +252,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, default=WEIGHTS / "moved-64.safetensors", help="whose E is frozen")
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     parser.add_argument("--pairs", type=int, default=200, help="held-out pairs to measure")
+    parser.add_argument("--finished", action="store_true", help="train nothing; measure the cells that are trained")
     parser.add_argument("--train", nargs="+", metavar="CELL", help='train only these, such as "true AUs 0"')
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "guidance.json")
     args = parser.parse_args()
@@ -256,6 +266,8 @@ def main() -> None:
             if f"{cell.name} {seed}" in args.train:
                 trained(cell, seed, args.data, args)
         return
+    if args.finished:
+        every = [one for one in every if finished(*one, args)]
     paths = {(cell, seed): trained(cell, seed, args.data, args) for cell, seed in every}
     rows = [measured(cell, seed, path, args) for (cell, seed), path in paths.items()]
     quality = estimator_quality(args.encoder)

@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of each cell")
     parser.add_argument("--encoder", type=Path, default=WEIGHTS / "moved-64.safetensors", help="whose E is frozen")
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
-    parser.add_argument("--pairs", type=int, default=200, help="held-out pairs to measure")
+    parser.add_argument("--pairs", type=int, default=100, help="held-out pairs to measure")
     parser.add_argument("--finished", action="store_true", help="train nothing; measure the cells that are trained")
     parser.add_argument("--train", nargs="+", metavar="CELL", help='train only these, such as "true AUs 0"')
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "guidance.json")

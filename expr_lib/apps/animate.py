@@ -55,8 +55,8 @@ def animate(
     """Give a still face the expressions of a film, frame by frame: expr-lib animate FACE FILM -o out.mp4
 
     The motion is relative: the still keeps its own expression, and the difference between each frame and the most
-    neutral frame of the film is added to it. The largest centred square of the still and of the film is used; with
-    --photographs the face of the still is found and moves in the whole photograph. Ctrl-C ends the film early, and the
+    neutral frame of the film is added to it. The largest centred square of the still and of the film is used; in a
+    photograph (option --photographs) the face is found and moves where it is. Ctrl-C ends the film early, and the
     frames made so far are written. The extra `films` is needed unless FILM is a folder and the output is a GIF or WebP
     file.
 

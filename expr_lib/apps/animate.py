@@ -115,7 +115,7 @@ def animate(
         if not photographs:
             return square(frame, side)
         if not place:
-            with naming(Path(f"{film}: first frame")):
+            with naming(f"{film}: first frame"):
                 place.append(align(frame, side, which).matrix)
         return crop(frame, place[0], side)
 

@@ -124,12 +124,12 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Inside, an InputError is about this file, which is put before its message."""
+def naming(what: str | Path) -> Iterator[None]:
+    """Inside, an InputError is about this file or frame, which is put before its message."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{what}: {error}") from None
 
 
 def count(option: str, value: int, least: int, most: int) -> int:

@@ -420,7 +420,9 @@ def test_the_container_recipe_copies_what_there_is_and_installs_what_is_declared
     """Its form alone: nothing here builds containers."""
     recipe = (ROOT / "assignments" / "Containerfile").read_text().replace("\\\n", " ")
     copied = [word for line in re.findall("^COPY (.*)", recipe, re.MULTILINE) for word in line.split()[:-1]]
-    assert {"expr_lib", "assignments", "constraints.txt"} <= {*copied} and all((ROOT / word).exists() for word in copied)
+    assert {"expr_lib", "assignments", "constraints.txt"} <= {*copied} and all(
+        (ROOT / word).exists() for word in copied
+    )
     extras = re.search(r"\.\[([\w,]+)\]", recipe)[1].split(",")
     assert all(f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras)
     assert 'CMD ["/opt/grading/bin/python", "assignments/grade.py", "/submissions"]' in recipe

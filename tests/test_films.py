@@ -21,6 +21,7 @@ from test_layouts import fex, openface_cells, points_at, table, takes
 
 from expr_lib import checkpoint, films
 from expr_lib.apps import cli
+from expr_lib.errors import InputError
 from expr_lib.images import write_png
 from expr_lib.importers import align
 from expr_lib.importers import write as writing
@@ -317,7 +318,7 @@ def test_without_pyav_one_line_names_the_extra_and_images_are_still_imported(tmp
     film(root / "LeftVideoSN001_comp.avi", STEPS)
     disfa_labels(root, range(1, 7))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match=r'needs PyAV: pip install "expr-lib\[films\]"$'):
+    with pytest.raises(InputError, match=r'needs PyAV: pip install "expr-lib\[films\]"$'):
         import_faces("disfa", root, tmp_path / "out", SMALL, progress=False)
     picture(root / "Images/SN001/1.png", 80)
     _, report, au = bring_in("disfa", root, tmp_path / "out")

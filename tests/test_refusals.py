@@ -99,6 +99,10 @@ def generated(n: int) -> Any:
     return settings(max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=checks)
 
 
+def killed(*args: Any, **more: Any) -> None:
+    raise KeyboardInterrupt
+
+
 TREES = st.recursive(st.none() | st.booleans() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3))
 HOSTILE = st.one_of(
     st.none(), st.booleans(), st.text(max_size=12), st.sampled_from([-1, 0, -(2**63), 2**64, 10**30, 1_000_003]),
@@ -626,9 +630,6 @@ def test_images_of_a_data_set(family: Family, data: Path, tmp_path: Path) -> Non
 def test_journal_of_rendered_faces(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from expr_lib.faces import build as module
 
-    def killed(*args: Any, **more: Any) -> None:
-        raise KeyboardInterrupt
-
     folder = tmp_path / "faces"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module.FacePlan, "render", killed)
@@ -665,20 +666,20 @@ def test_journal_of_rendered_faces(family: Family, tmp_path: Path, monkeypatch: 
         family.command(*command)
 
 
-@of("meta.json, report and journal of an import", 40)
+@of("meta.json, report and journal of an import", 28)
 def test_what_an_import_left_behind(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from expr_lib.importers import write as module
 
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
+    (source / "labels.csv").write_text("image,AU1\na.png,1\nb.png,2\n")
     for bad in (b"no image", b""):
-        (source / "labels.csv").write_text("image,AU1\na.png,1\nb.png,2\n")
         (source / "a.png").write_bytes(bad)
-        assert "found no" in family.command("import", "table", source, out)
+        family.call(lambda: module.import_faces("table", source, out, progress=False))
     (source / "a.png").unlink()
     photos(source)  # repaired: now the same command works
     with monkeypatch.context() as patch, contextlib.suppress(SystemExit):
-        patch.setattr(module, "sha256", lambda path: exec("raise KeyboardInterrupt"))
+        patch.setattr(module, "sha256", killed)
         cli.main(["import", "table", str(source), str(out)])
     journal, pixels = out / "import.jsonl", (out / "images.npy.partial").read_bytes()
     head, line, _ = journal.read_text().split("\n")
@@ -698,13 +699,13 @@ def test_what_an_import_left_behind(family: Family, tmp_path: Path, monkeypatch:
     changed()
     good = {name: (out / name).read_bytes() for name in ("meta.json", "report.csv")}
     meta = json.loads(good["meta.json"])
-    texts = ["", "[]", "3", "[" * 10_000, *(json.dumps(edited(meta, "config", x)) for x in (None, [], "x", 3, ...))]
+    texts = ["", "[]", "3", "[" * 10_000, *(json.dumps(edited(meta, "config", x)) for x in (None, [], "x", 3))]
     texts += [json.dumps(edited(meta, place, x)) for place in ("format", "rows", "size") for x in (None, -1, "3", ...)]
     reports = ["", "a\nb\n", "a\n1,2,3,²,5\n", f"a\n1,2,3,{'9' * 5000},5\n", "a\n" + "x" * 200_000, "a\n1,2,3,4,5,6\n"]
     for name, contents in (("meta.json", texts), ("report.csv", reports)):
         for content in contents:
             (out / name).write_text(content)
-            assert name in family.command("import", "table", source, out) or '"config"' in content
+            assert name in family.command("import", "table", source, out)
         (out / name).write_bytes(good[name])
 
 

@@ -101,6 +101,7 @@ def test_the_makefile_and_conda_install_the_same_extras():
 EXTRA_OF = {
     "tools/distil_head.py": "anny",
     "tools/landmarks.py": "photographs",
+    "expr_lib/images.py": "photographs",
     "expr_lib/films.py": "films",
     "expr_lib/step.py": "train",
     "expr_lib/train.py": "train",
@@ -151,10 +152,10 @@ faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.choose importers.pose importers.align importers.sheet photographs
 importers.scale importers.source importers.labels importers.frames importers.people
 importers.blendshapes importers.pickled importers.bp4d importers.ckplus importers.disfa importers.ganimation
-importers.openface importers.pyfeat importers.rafd importers.table
+importers.openface importers.pyfeat importers.rafd importers.table importers.unlabelled
 importers.write
 measure.metrics measure.judges measure.familiar measure.train_judges measure.dlib_judge
-measure.probes measure.evaluate measure.plots measure.report measure.cards
+measure.probes measure.evaluate measure.plots measure.cards measure.report
 apps.widget_parts apps.widgets apps.options apps.held_out apps.demo apps.page apps.pictures apps.animate
 apps.reading apps.course apps.research apps.cli
 """.split()

@@ -31,9 +31,9 @@ def reads(f_f, au, n=600, **settings):
 
 
 def test_probe_au_finds_a_leak_wherever_it_is_and_nothing_in_noise():
-    f_f, _, au = people()
+    f_f, _, au = people(n_subjects=100)  # 1,400 images are asked about, so chance alone stays within 0.04 of a half
     found = reads(f_f, au)
-    assert (found[:2] - 0.5).abs().max() < 0.1 and found[2].isnan()  # an AU that nobody shows cannot be read
+    assert (found[:2] - 0.5).abs().max() < 0.08 and found[2].isnan()  # an AU that nobody shows cannot be read
     f_f[:, 0, 2, 2] += 2.5 * (au[:, 0] >= 1)  # one number of 256
     f_f[:, 1] += 0.5 * (au[:, 1] >= 1)[:, None, None]  # a little everywhere
     assert reads(f_f, au)[:2].min() > 0.75

@@ -148,4 +148,4 @@ def test_the_commands_write_full_size_files(tmp_path, capsys, monkeypatch, photo
     assert read_image(smile).shape == photos[0].shape and (read_image(smile) != photos[0]).any()
     with pytest.raises(SystemExit):
         cli.main(["express", a, "AU12=5", "--face", "1", "-o", str(smile)])
-    assert "expected --photographs with them" in capsys.readouterr().err
+    assert "expected together with --photographs" in capsys.readouterr().err

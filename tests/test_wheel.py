@@ -103,7 +103,7 @@ def test_the_course_is_never_written_over_a_changed_file(course, place):
     changed.write_text("my notes")
     removed.unlink()
     printed = run(bin_of(place) / "expr-lib", "course", "course", cwd=place)
-    assert f"{Path('course', 'notebooks', 'glossary.md')}: differs from the course" in printed
+    assert f"{Path('course', 'notebooks', 'glossary.md')}: differs from that of the course" in printed
     assert "course: 1 files written" in printed
     assert changed.read_text() == "my notes" and removed.is_file()
     message = run(bin_of(place) / "expr-lib", "course", changed, cwd=place, code=2)

@@ -107,7 +107,7 @@ def test_the_course_is_never_written_over_a_changed_file(course, place):
     assert "course: 1 files written" in printed
     assert changed.read_text() == "my notes" and removed.is_file()
     message = run(bin_of(place) / "expr-lib", "course", changed, cwd=place, code=2)
-    assert "is a file, expected a folder" in message
+    assert "is a file, expected the name of a folder" in message
 
 
 def test_the_app_is_served(place, tmp_path, monkeypatch):

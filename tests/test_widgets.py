@@ -334,7 +334,7 @@ def test_notebook_08_in_jupyterlab(browser, tmp_path):
                 started.wait_for(timeout=5_000)
                 break
         mixer, chart = panel.locator(".expr").first, panel.locator(".expr").last
-        panel.locator(".expr-map").wait_for()
+        panel.locator(".expr-map").wait_for(timeout=600_000)  # the cells above it take minutes on a slow machine
         picture = mixer.locator("img.widget-image").nth(2)  # a, b, then the mixture: this notebook's network draws
         after(press(page, mixer, "all together, from a to b", "End"), picture)
         after(chart.get_by_role("button").nth(7).click, chart.locator("img.widget-image"))

@@ -29,7 +29,7 @@ from expr_lib.measure.evaluate import evaluate, write_results
 from expr_lib.measure.judges import load_judges
 from expr_lib.model import ModelConfig
 from expr_lib.step import TrainConfig
-from expr_lib.train import accelerator, train
+from expr_lib.train import accelerator, settled, train
 
 # what differs from the full method: a setting, weights of losses, or sizes
 IN_TAKES: dict[str, dict[str, Any]] = {
@@ -116,10 +116,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
     args = parser.parse_args()
     data = FaceData.open(args.data)
-    names = args.variants or list(IN_TAKES if (data.take >= 0).any() else UNPAIRED)
     warmup_steps = 0 if args.start_from else args.warmup_steps
     widths = ModelConfig(width=args.width, width_r=2 * args.width, width_d=args.width // 2)
     full = recipe(args.steps, warmup_steps, batch_size=args.batch_size, device=args.device, model=widths)
+    takes = settled(full, data.subset("train")).supervision == "takes"
+    names = args.variants or list(IN_TAKES if takes else UNPAIRED)
     done = learn(data, args.runs, full, names, args.start_from)
     device = accelerator(full).device.type
     rows = [

@@ -117,12 +117,14 @@ def write_encoder(source: Path, target: Path) -> None:
     checkpoint.save(target, checkpoint.module_tensors("ema", swapper), checkpoint.describe(swapper, step=0))
 
 
-def folder_of(cell: Cell, seed: int, args: argparse.Namespace) -> Path:
-    return args.runs / f"{cell.name} {seed}".replace(" ", "-").replace(",", "").replace("%", "percent")
+def path_of(cell: Cell, seed: int, args: argparse.Namespace) -> Path:
+    """The checkpoint of a cell."""
+    name = f"{cell.name} {seed}".replace(" ", "-").replace(",", "").replace("%", "percent")
+    return args.runs / name / "checkpoint.safetensors"
 
 
 def finished(cell: Cell, seed: int, args: argparse.Namespace) -> bool:
-    last = checkpoint.load_last(folder_of(cell, seed, args) / "checkpoint.safetensors")
+    last = checkpoint.load_last(path_of(cell, seed, args))
     return last is not None and last[1]["step"] >= args.steps
 
 
@@ -131,7 +133,7 @@ def trained(cell: Cell, seed: int, folder: Path, args: argparse.Namespace) -> Pa
     data, start = FaceData.open(folder), args.runs / "encoder.safetensors"
     if not start.exists():
         write_encoder(args.encoder, start)
-    run = folder_of(cell, seed, args)
+    run = path_of(cell, seed, args).parent
     print(f"{cell.name}, seed {seed}: {run}", flush=True)
     config = replace(
         recipe(args.steps, 0, batch_size=args.batch_size, supervision="takes", seed=seed),
@@ -190,16 +192,9 @@ def measured(cell: Cell, seed: int, path: Path, args: argparse.Namespace) -> dic
         renderer: Any = Remembered(load_renderer(), facts) if GUIDES[cell.guide].facts else load_renderer()
         plan, swapper = held_out_faces(64), open_cell(cell, path, args, facts)
         results = evaluate(
-            swapper,
-            plan,
-            renderer,
-            load_judges(),
-            n_pairs=args.pairs,
-            n_resamples=200,
-            n_strata=0,
-            n_probe=0,
+            swapper, plan, renderer, load_judges(), n_pairs=args.pairs, n_resamples=200, n_strata=0, n_probe=0,
             n_moves=0,
-        )
+        )  # fmt: skip
         groups = {f"gain_{name}": gain_on(group, swapper, plan, renderer, args.pairs) for name, group in HALVES.items()}
         trivial = {name: row for name, row in results["rows"].items() if name != "ours"}
         return {**results["rows"]["ours"], **groups, "per_au": results["per_au"]["ours"], "trivial": trivial}
@@ -267,8 +262,9 @@ def main() -> None:
                 trained(cell, seed, args.data, args)
         return
     if args.finished:
-        every = [one for one in every if finished(*one, args)]
-    paths = {(cell, seed): trained(cell, seed, args.data, args) for cell, seed in every}
+        paths = {one: path_of(*one, args) for one in every if finished(*one, args)}
+    else:
+        paths = {one: trained(*one, args.data, args) for one in every}
     rows = [measured(cell, seed, path, args) for (cell, seed), path in paths.items()]
     quality = estimator_quality(args.encoder)
     report(args, rows, quality)

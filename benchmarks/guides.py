@@ -187,9 +187,8 @@ def editing(name: str) -> type:
 
         def disentangle(self, features: Tensor, image: Tensor) -> tuple[AtRest, Tensor]:
             f_r = self.related(features.detach())
-            return AtRest(image, image.new_zeros(len(image), self.c_f, 16, 16)), predicted().tell(
-                self.related, f_r, None
-            )
+            no_map = image.new_zeros(len(image), self.c_f, 16, 16)
+            return AtRest(image, no_map), predicted().tell(self.related, f_r, None)
 
         def generate(self, f_f: AtRest, f_r: Tensor) -> Tensor:
             image = self.G(f_f.face, RULES[name].ask(MAX_INTENSITY * f_r[..., 0], self.editor))[0]

@@ -59,8 +59,7 @@ class Run:
         else:  # takes of one person
             data = data.subset(split)
             pairs = draw_takes(data, config.n_samples, np.random.default_rng(config.seed))[:, :2]
-        rows, places = np.unique(pairs, return_inverse=True)
-        self.data, self.held_out = data[rows], places.reshape(pairs.shape)  # only these rows are copied to the device
+        self.data, self.held_out = only(data, pairs)
         learn = data.subset("train")
         self.take_pairs = take_pairs(data, config.seed) if config.supervision == "takes" else None
         spaced = np.unique(np.linspace(0, len(learn) - 1, min(TABLE_IMAGES, len(learn))).astype(int))
@@ -307,6 +306,12 @@ class Log:
         self.board.add_image("samples", grid, step, dataformats="HWC")
 
 
+def only(data: FaceData, pairs: np.ndarray) -> tuple[FaceData, np.ndarray]:
+    """The images of pairs (n, 2) of rows alone, and the pairs as rows of these: fewer are copied to the device."""
+    rows, places = np.unique(pairs, return_inverse=True)
+    return data[rows], places.reshape(pairs.shape)
+
+
 def take_pairs(data: FaceData, seed: int) -> tuple[FaceData, np.ndarray]:
     """Fixed pairs inside takes, of the validation people if they have takes: their images, rows of them (n, 2)."""
     held_out = data.subset("val")
@@ -315,8 +320,7 @@ def take_pairs(data: FaceData, seed: int) -> tuple[FaceData, np.ndarray]:
     except InputError:
         held_out = data.subset("train")
         drawn = draw_takes(held_out, TAKE_PAIRS, np.random.default_rng(seed))
-    rows, places = np.unique(drawn[:, :2], return_inverse=True)
-    return held_out[rows], places.reshape(-1, 2)
+    return only(held_out, drawn[:, :2])
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("pdf")
+matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import nbformat

@@ -188,7 +188,7 @@ def test_every_figure_is_shown(path, run):
 
 
 def test_the_picture_on_top_of_the_readme_is_that_of_notebook_00(run):
-    executed, _, _ = run(ROOT / "notebooks" / "00_start_here.ipynb")
+    executed, _ = run(ROOT / "notebooks" / "00_start_here.ipynb")
     made = read_image(Path(executed.metadata.papermill.output_path).parent / "swap.png").astype(int)
     shown = read_image(ROOT / "notebooks" / "figures" / "swap.png").astype(int)
     assert made.shape == shown.shape and abs(made - shown).mean() < 1, "make results writes it anew"

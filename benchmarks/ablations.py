@@ -1,13 +1,14 @@
 """What does each part of the method contribute? The same training without it, or with one more, at equal images seen.
 
-    python benchmarks/ablations.py runs/faces-64 --start-from expr_lib/weights/moved-64.safetensors --steps 150
+    python benchmarks/ablations.py runs/faces-64 --start-from expr_lib/weights/moved-64.safetensors --anew --steps 500
     python benchmarks/ablations.py runs/unpaired --start-from expr_lib/weights/swap-64.safetensors --steps 400
     python benchmarks/ablations.py runs/unpaired --steps 3000      # started again, it continues where it stopped
 
 With data in takes, the second generation is trained (`IN_TAKES`), otherwise the first, unpaired (`UNPAIRED`). All
 variants continue from one common start for `--steps` steps, on the same batches and with the same noise: the end of a
 warm-up, trained once, or with `--start-from` a trained network. The latter shows which parts are needed to maintain
-what has been learned, and it takes far fewer steps. All are measured as in `expr-lib evaluate`, on the same held-out
+what has been learned, and it takes far fewer steps. With `--anew` only E and the AU branch are taken from it, and the
+generator starts from random weights. All are measured as in `expr-lib evaluate`, on the same held-out
 pairs. `SEEDS` gives the variants with several seeds, which show how much a seed alone changes; the seed determines
 batches and noise, but not the start.
 
@@ -19,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import LEAKS, begin_with, keep, leaks_of, picture, recipe, table
+from common import LEAKS, begin_with, keep, leaks_of, picture, recipe, table, write_encoder
 
 from expr_lib import checkpoint
 from expr_lib.apps.held_out import held_out_faces, measured_size
@@ -34,6 +35,7 @@ from expr_lib.train import accelerator, settled, train
 # what differs from the full method: a setting, weights of losses, or sizes
 IN_TAKES: dict[str, dict[str, Any]] = {
     "full method": {},
+    "Adam instead of Muon": {"muon": False},
     "no guidance": {"take_weights": {"guide": 0.0}},
     "no face at rest": {"take_weights": {"rest": 0.0}},
     "with cross-cycle": {"take_weights": {"cycle": 20.0}},
@@ -107,6 +109,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200, help="held-out pairs to measure")
     parser.add_argument("--probe", type=int, default=6000, help="faces that the probe of f_f learns from; 0: no probe")
     parser.add_argument("--start-from", type=Path, help="a checkpoint to begin with, instead of a warm-up")
+    parser.add_argument("--anew", action="store_true", help="of --start-from keep only E and the AU branch")
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="default: all of the generation"
     )
@@ -115,19 +118,25 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ablations.json")
     args = parser.parse_args()
+    if args.anew and not args.start_from:
+        parser.error("--anew needs --start-from")
     data = FaceData.open(args.data)
     warmup_steps = 0 if args.start_from else args.warmup_steps
     widths = ModelConfig(width=args.width, width_r=2 * args.width, width_d=args.width // 2)
     full = recipe(args.steps, warmup_steps, batch_size=args.batch_size, device=args.device, model=widths)
     takes = settled(full, data.subset("train")).supervision == "takes"
     names = args.variants or list(IN_TAKES if takes else UNPAIRED)
-    done = learn(data, args.runs, full, names, args.start_from)
+    begin = args.start_from
+    if args.anew and not (begin := args.runs / "encoder.safetensors").exists():
+        write_encoder(args.start_from, begin)
+    done = learn(data, args.runs, full, names, begin)
     device = accelerator(full).device.type
     rows = [
         {"variant": v, "seed": s, **measured(path, args.pairs, args.probe, device)} for (v, s), path in done.items()
     ]
     images = 2 * (args.steps * args.batch_size + warmup_steps * full.warmup_batch_size)
-    start = f"the weights {args.start_from.name}" if args.start_from else f"one warm-up of {warmup_steps} steps"
+    part = "E and the AU branch of" if args.anew else "the weights"
+    start = f"{part} {args.start_from.name}" if args.start_from else f"one warm-up of {warmup_steps} steps"
     about = {"data": args.data.name, "start": start, "steps": args.steps, "images_seen": images, "pairs": args.pairs,
              "probe": args.probe, "width": full.model.width, "batch_size": args.batch_size}  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)

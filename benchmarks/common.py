@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from expr_lib import checkpoint
 from expr_lib.files import replace_file
 from expr_lib.measure import plots
 from expr_lib.measure.evaluate import MEASURES, write_results
+from expr_lib.model import Swapper
 from expr_lib.step import TrainConfig
 
 LEAKS = {"leak_au": ("0.5", 2), "leak_id": ("1x", 1)}
@@ -30,6 +33,14 @@ def begin_with(warm: Path, run: Path) -> None:
     if not (run / warm.name).exists():
         run.mkdir(parents=True, exist_ok=True)
         replace_file(run / warm.name, warm.read_bytes())
+
+
+def write_encoder(source: Path, target: Path) -> None:
+    """A checkpoint with the encoder and the AU branch of `source`, and a generator with random weights."""
+    swapper = Swapper(replace(checkpoint.load_swapper(source).config, generator="drawn"))
+    checkpoint.start_from(source, swapper)  # the drawn generator does not fit the moved one, so it stays as it is
+    target.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(target, checkpoint.module_tensors("ema", swapper), checkpoint.describe(swapper, step=0))
 
 
 def leaks_of(results: dict[str, Any]) -> dict[str, Any]:

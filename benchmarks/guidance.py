@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from baselines import METHODS, BaselineConfig, branch, like_ours, open_editor, train_editor
-from common import GROUPS, keep, picture, recipe, table
+from common import GROUPS, keep, picture, recipe, table, write_encoder
 from guides import GUIDES, Facts, Remembered, built_of, editing, guided
 
 from expr_lib import WEIGHTS, checkpoint, model
@@ -44,7 +44,7 @@ from expr_lib.measure import plots
 from expr_lib.measure.evaluate import evaluate, pairs_of, write_results
 from expr_lib.measure.judges import load_judges
 from expr_lib.measure.metrics import estimates, gain, icc31, masked_l1
-from expr_lib.model import MovingDG, Swapper
+from expr_lib.model import MovingDG
 from expr_lib.step import TakeWeights, TrainConfig
 from expr_lib.train import train
 
@@ -107,14 +107,6 @@ def facts_of(folder: Path) -> Facts:
         identity = plan.subjects.identity[plan.subject[rows]]
         facts.add(data.pixels(rows), identity, plan.au[rows])
     return facts
-
-
-def write_encoder(source: Path, target: Path) -> None:
-    """A checkpoint with the encoder and the AU branch of `source`, and a generator with random weights."""
-    swapper = Swapper(replace(checkpoint.load_swapper(source).config, generator="drawn"))
-    checkpoint.start_from(source, swapper)  # the drawn generator does not fit the moved one, so it stays as it is
-    target.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(target, checkpoint.module_tensors("ema", swapper), checkpoint.describe(swapper, step=0))
 
 
 def path_of(cell: Cell, seed: int, args: argparse.Namespace) -> Path:

@@ -80,18 +80,20 @@ def check_module(prefix: str, module: nn.Module, shapes: Shapes, path: str | Pat
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of Adam, named `prefix.parameter.quantity`, without the learning rates."""
+    """The state of Adam or Muon, named `prefix.parameter.quantity`, without the learning rates."""
     state = optimizer.state_dict()["state"]
     return {f"{prefix}.{i}.{key}": value for i, values in state.items() for key, value in values.items()}
 
 
 def check_optimizer(prefix: str, optimizer: torch.optim.Optimizer, shapes: Shapes, path: str | Path) -> None:
-    """InputError if `prefix.*` is not a state of Adam for these weights; weights without updates have no state."""
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    """InputError if `prefix.*` is not a state of this Adam or Muon; weights without updates have no state."""
+    weights = [(p, group.get("muon", False)) for group in optimizer.param_groups for p in group["params"]]
     given = {name: tensor for name, tensor in shapes.items() if name.startswith(prefix + ".")}
     known: Shapes = {}
-    for i, weight in enumerate(weights):
-        state = {"step": torch.empty((), device="meta"), "exp_avg": weight, "exp_avg_sq": weight}
+    for i, (weight, by_muon) in enumerate(weights):
+        state: Shapes = {"step": torch.empty((), device="meta"), "exp_avg": weight, "exp_avg_sq": weight}
+        if by_muon:
+            del state["exp_avg_sq"]
         if any(f"{prefix}.{i}.{key}" in given for key in state):
             known |= {f"{prefix}.{i}.{key}": tensor for key, tensor in state.items()}
     fits(known, given, path)

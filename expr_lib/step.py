@@ -81,6 +81,7 @@ class TrainConfig:
     warmup_lr: float = 2e-3  # of the AU branch alone, falling to lr
     lr: float = 8e-4  # of E and DG
     take_lr: float = 4e-4  # of E and DG inside takes, with beta1 0.9 instead of 0.5, since there is no adversary
+    muon: bool = True  # inside takes, the convolutions of the movers are updated by Muon, see `muon.py`; else by Adam
     lr_d: float = 3e-4  # discriminators
     cooldown: float = 0.3  # share of the steps over which all learning rates fall to 0 at the end
     feature_d_steps: int = 2  # updates of D_f and D_r per step; they must keep up with the encoder

@@ -19,6 +19,7 @@ from expr_lib.datasets import FaceData, batches
 from expr_lib.errors import InputError
 from expr_lib.losses import au_weights, class_weights
 from expr_lib.model import Swapper, au_classes
+from expr_lib.muon import muon
 from expr_lib.run import CHECKPOINT, Run
 from expr_lib.step import Nets, batch_of, train_step, warmup_step
 from expr_lib.step import TrainConfig as TrainConfig  # callers of `train` need it
@@ -65,15 +66,15 @@ def build_nets(config: TrainConfig, data: FaceData) -> Nets:
         for part in (swapper.E, swapper.DG.G if isinstance(swapper.DG, model.DG) else swapper.DG.put, d):
             part.compile()  # in place, which keeps the names of the weights
 
-    def adam(lr: float, *nets: nn.Module, beta1: float = 0.5) -> torch.optim.Optimizer:
+    def adam(lr: float, *nets: nn.Module) -> torch.optim.Optimizer:
         learn = [p for net in nets for p in net.parameters()]
-        return torch.optim.Adam(learn, lr, betas=(beta1, 0.99), fused=True)  # one kernel per weight instead of eight
+        return torch.optim.Adam(learn, lr, betas=(0.5, 0.99), fused=True)  # one kernel per weight instead of eight
 
-    beta1 = 0.9 if config.supervision == "takes" else 0.5
     weight = class_weights(au_classes(au, m.au_levels), max(m.au_levels))
     return Nets(
         swapper, ema, d, d_f, d_r,
-        adam(config.lr, swapper, beta1=beta1), adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
+        muon(swapper, config.take_lr, config.muon) if config.supervision == "takes" else adam(config.lr, swapper),
+        adam(config.lr_d, d), adam(config.lr_d, d_f, d_r),
         au_weights(au).to(device), weight.to(device), torch.ones(1, n_subjects, device=device), where,
     )  # fmt: skip
 
@@ -107,7 +108,7 @@ def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
         lr *= min(1.0, (1 + step - c.warmup_steps) / 300)
     for optimizer, rate in ((nets.opt_G, lr), (nets.opt_D, c.lr_d), (nets.opt_f, c.lr_d)):
         for group in optimizer.param_groups:
-            group["lr"] = rate * fall
+            group["lr"] = rate * fall * group.get("faster", 1.0)
 
 
 def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:

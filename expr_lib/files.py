@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +31,23 @@ def open_regular(path: str | Path, *, follow: bool = True, write: bool = False) 
         found = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise InputError(f"{path}: found {found}, expected a regular file")
     return os.fdopen(file, "r+b" if write else "rb")
+
+
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise `InputError` if a path to be written is one of the inputs, also through a link or in another spelling."""
+    found = {key: path for path in inputs if (key := _identity(path))}
+    for out in outputs:
+        if (key := _identity(out)) in found:
+            raise InputError(f"{out}: found the input {found[key]}, expected another place for the output")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What two names of one file or folder have in common, as in `os.path.samefile`; None if there is nothing."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return state.st_dev, state.st_ino
 
 
 @contextmanager

@@ -512,6 +512,53 @@ def test_where_the_output_may_go(family: Family, tmp_path: Path, tiny_folder: Pa
         family.command("evaluate", weights, "-o", tmp_path / "x.json", "--readme", readme)
 
 
+@of("outputs that are inputs", 50)
+def test_an_input_is_never_replaced(family: Family, tmp_path: Path, tiny_folder: Path, swapper: Any) -> None:
+    """In any spelling, through any link, also by a name that the command makes of the output's."""
+    weights, (a, b), film = tmp_path / "swap.safetensors", photos(tmp_path), tmp_path / "film"
+    tensors.write(weights, *swapper)
+    data = tmp_path / "data"
+    for folder, names in ((film, ("1.png", "2.webp")), (data, ("meta.json", "labels.csv", "images.npy"))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes((tiny_folder / name).read_bytes() if folder == data else a.read_bytes())
+    (tmp_path / "b-b.png").write_bytes(b.read_bytes())
+
+    def other_names(path: Path) -> Iterator[Path]:
+        yield path
+        yield Path(os.path.relpath(path))
+        yield film / ".." / path.name
+        (tmp_path / "links").mkdir(exist_ok=True)
+        (link := tmp_path / "links" / path.name).symlink_to(path)
+        yield link
+        if path.is_file():
+            (hard := tmp_path / "links" / f"hard-{path.name}").hardlink_to(path)
+            yield hard
+
+    for name in other_names(a):
+        for arguments in (
+            ("swap", a, b), ("swap", b, a), ("swap", name, b), ("express", a, "AU1=1"), ("express", name, "AU1=1"),
+            ("animate", a, film), ("read", b, a),
+        ):  # fmt: skip
+            assert "found the input" in family.command(*arguments, "-o", a if name in arguments else name)
+    for name in other_names(weights):
+        family.command("ship", weights, "-o", name)
+        family.command("evaluate", b, "--beside", weights, weights, "-o", name)
+    for name in other_names(film):
+        family.command("align", film, "-o", name)
+        family.command("align", film / "1.png", "-o", name)
+    for name in other_names(data):
+        family.command("import", "table", data, name)
+        family.command("train", data, "--run", name)
+        family.command("judges", data, "-o", name)
+    family.command("animate", a, film, "-o", film / "2.webp")
+    family.command("align", film, data, "-o", tmp_path)
+    family.command("swap", a, tmp_path / "b-b.png", "--photographs", "-o", tmp_path / "b.png")
+    family.command("evaluate", weights, "-o", tmp_path / "x.json", "--readme", readme := tmp_path / "x.md")
+    readme.write_text("x")
+    assert "found the input" in family.command("evaluate", weights, "-o", tmp_path / "x.json", "--readme", readme)
+
+
 # -- data sets -----------------------------------------------------------------------------------------------------
 
 

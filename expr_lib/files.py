@@ -64,8 +64,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with file:
             yield file
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # such as a full disk
+            error.filename = str(path)
         raise
 
 

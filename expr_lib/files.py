@@ -51,6 +51,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, an error of the operating system that names no file, as that of a full disk does, is about this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing; it is renamed to `path` at the end, or removed after an error.
 
@@ -61,13 +72,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(partial, flags, 0o666), "wb")
     try:
-        with file:
+        with writing(path), file:
             yield file
         os.replace(partial, path)
-    except BaseException as error:
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # such as a full disk
-            error.filename = str(path)
         raise
 
 

@@ -34,6 +34,7 @@ OUTPUTS = ("out", "run", "figures")
 ADVICE = {
     errno.ENOSPC: "make room and run the same command again",
     errno.EDQUOT: "make room and run the same command again",
+    errno.EFBIG: "make room and run the same command again",
     errno.EACCES: "choose a place that you have access to",
     errno.EPERM: "choose a place that you have access to",
     errno.EROFS: "choose a place that can be written to",

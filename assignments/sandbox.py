@@ -73,7 +73,10 @@ def hidden(hide: Sequence[str]) -> list[str]:
 
 
 def bubblewrap(shared: str, data: str, hide: Sequence[str]) -> list[str]:
-    options = ["--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL", "--proc", "/proc"]
+    options = ["--unshare-all", "--unshare-user", "--die-with-parent", "--cap-drop", "ALL"]
+    if "--disable-userns" in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout:  # 0.8
+        options += ["--disable-userns"]
+    options += ["--proc", "/proc", "--remount-ro", "/proc"]  # root may write /proc/sys without any capability
     options += ["--dev", "/dev", "--size", str(FILES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     options += ["--size", str(FILES), "--tmpfs", "/tmp", "--dir", "/tmp/home", "--dir", WORK]
     for path in readable():
@@ -161,6 +164,7 @@ def leave(shared: str, data: str, hide: Sequence[str]) -> None:
     read_only("/", below=False)
     os.chdir(WORK)
     Path("/proc/sys/user/max_user_namespaces").write_text("0")  # none within this one
+    read_only("/proc")  # root may write /proc/sys without any capability
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for capability in range(41):
         call("prctl", PR_CAPBSET_DROP, capability, 0, 0, 0)

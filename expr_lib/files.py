@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +33,34 @@ def open_regular(path: str | Path, *, follow: bool = True, write: bool = False) 
     return os.fdopen(file, "r+b" if write else "rb")
 
 
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise `InputError` if a path to be written is one of the inputs, also through a link or in another spelling."""
+    found = {key: path for path in inputs if (key := _identity(path))}
+    for out in outputs:
+        if (key := _identity(out)) in found:
+            raise InputError(f"{out}: found the input {found[key]}, expected another place for the output")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What two names of one file or folder have in common, as in `os.path.samefile`; None if there is nothing."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return state.st_dev, state.st_ino
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, an error of the operating system that names no file, as that of a full disk does, is about this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing; it is renamed to `path` at the end, or removed after an error.
@@ -44,7 +72,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(partial, flags, 0o666), "wb")
     try:
-        with file:
+        with writing(path), file:
             yield file
         os.replace(partial, path)
     except BaseException:

@@ -65,7 +65,7 @@ def read_image(path: str | Path) -> np.ndarray:
     except Image.DecompressionBombError:
         raise InputError(f"{path}: found more than {MAX_PIXELS:,} pixels, expected fewer") from None
     except Exception as error:  # decoders raise OSError, SyntaxError and others for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
         damaged = "" if reason.startswith("found ") else "damaged image: "
         raise InputError(f"{path}: {damaged}{reason}") from None
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from expr_lib import checkpoint, processes
 from expr_lib.blocks import ModelConfig
 from expr_lib.datasets import FaceData, draw_takes, held_out_pairs, to_float, to_uint8
 from expr_lib.errors import InputError
-from expr_lib.files import replace_file
+from expr_lib.files import replace_file, writing
 from expr_lib.images import write_png
 from expr_lib.model import Swapper, mean_f_r
 from expr_lib.schema import SwapperFile, checked
@@ -69,6 +70,7 @@ class Run:
     def __enter__(self) -> Run:
         with ExitStack() as stack:
             if self.main:
+                stack.enter_context(writing(self.folder))
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock(self.folder))
             self.start, changes = resume(self.nets, self.path, self.about, self.allow_changes)
@@ -264,10 +266,7 @@ class Log:
     """log.csv, tensorboard/ and samples/. A resumed run removes the rows logged after its checkpoint."""
 
     def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         self.run, self.path = run, run / "log.csv"
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         losses = Weights.__annotations__ | TakeWeights.__annotations__
         self.columns = ["step", *losses, "G", "D_realism", "D_swap", "D_f", "D_r", "gain"]
         table = io.StringIO(newline="")
@@ -275,6 +274,17 @@ class Log:
         writer.writeheader()
         writer.writerows(row for row in self.rows() if int(row["step"]) <= step)
         replace_file(self.path, table.getvalue().encode())
+
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        threading.excepthook = self.in_thread
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    @staticmethod
+    def in_thread(error: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread and raises its errors again in ours, so that of a full disk is not shown here."""
+        if not issubclass(error.exc_type, OSError):
+            threading.__excepthook__(error)
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of log.csv, without an incomplete line that a killed run has left."""
@@ -299,7 +309,10 @@ class Log:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.board.close()  # ends the thread of TensorBoard
+        try:
+            self.board.close()  # ends the thread of TensorBoard
+        finally:
+            threading.excepthook = threading.__excepthook__
 
     def picture(self, step: int, grid: np.ndarray) -> None:
         write_png(self.run / "samples" / f"{step:07d}.png", grid)

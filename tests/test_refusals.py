@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as serialize
 
-from expr_lib import checkpoint, tensors
+from expr_lib import WEIGHTS, checkpoint, tensors
 from expr_lib.apps import cli
 from expr_lib.datasets import FaceData
 from expr_lib.errors import InputError
@@ -34,6 +34,7 @@ from expr_lib.model import ModelConfig, Swapper
 from expr_lib.step import TakeWeights, TrainConfig, Weights
 from expr_lib.train import train
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 AUS = ("AU1", "AU12", "AU26")
 SMALL = ModelConfig(size=16, n_aus=3, d=2, c_f=2, width=8, width_r=8, width_d=8)
 RUN = TrainConfig(
@@ -64,7 +65,7 @@ class Family:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
             cli.main([str(a) for a in arguments])
         assert left.value.code == 2, (arguments, left.value.code)
-        told = err.getvalue()
+        told = re.sub(r"\r.*", "", err.getvalue()).lstrip("\n")  # without progress bars
         assert told.startswith("expr-lib: error: ") and told.endswith("\n"), (arguments, told)
         one_line(told[:-1])
         assert state(self.folder) == before, (arguments, told)
@@ -510,6 +511,135 @@ def test_where_the_output_may_go(family: Family, tmp_path: Path, tiny_folder: Pa
     (tmp_path / "no-utf8.md").write_bytes(b"\xff\xfe\xff")
     for readme in (tmp_path / "nonexistent", folder, file, tmp_path / "no-utf8.md"):
         family.command("evaluate", weights, "-o", tmp_path / "x.json", "--readme", readme)
+
+
+@of("outputs that are inputs", 50)
+def test_an_input_is_never_replaced(family: Family, tmp_path: Path, tiny_folder: Path, swapper: Any) -> None:
+    """In any spelling, through any link, also by a name that the command makes of the output's."""
+    weights, (a, b), film = tmp_path / "swap.safetensors", photos(tmp_path), tmp_path / "film"
+    tensors.write(weights, *swapper)
+    data = tmp_path / "data"
+    for folder, names in ((film, ("1.png", "2.webp")), (data, ("meta.json", "labels.csv", "images.npy"))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes((tiny_folder / name).read_bytes() if folder == data else a.read_bytes())
+    (tmp_path / "b-b.png").write_bytes(b.read_bytes())
+
+    def other_names(path: Path) -> Iterator[Path]:
+        yield path
+        yield Path(os.path.relpath(path))
+        yield film / ".." / path.name
+        (tmp_path / "links").mkdir(exist_ok=True)
+        (link := tmp_path / "links" / path.name).symlink_to(path)
+        yield link
+        if path.is_file():
+            (hard := tmp_path / "links" / f"hard-{path.name}").hardlink_to(path)
+            yield hard
+
+    for name in other_names(a):
+        for arguments in (
+            ("swap", a, b), ("swap", b, a), ("swap", name, b), ("express", a, "AU1=1"), ("express", name, "AU1=1"),
+            ("animate", a, film), ("read", b, a),
+        ):  # fmt: skip
+            assert "found the input" in family.command(*arguments, "-o", a if name in arguments else name)
+    for name in other_names(weights):
+        family.command("ship", weights, "-o", name)
+        family.command("evaluate", b, "--beside", weights, weights, "-o", name)
+    for name in other_names(film):
+        family.command("align", film, "-o", name)
+        family.command("align", film / "1.png", "-o", name)
+    for name in other_names(data):
+        family.command("import", "table", data, name)
+        family.command("train", data, "--run", name)
+        family.command("judges", data, "-o", name)
+    family.command("animate", a, film, "-o", film / "2.webp")
+    family.command("align", film, data, "-o", tmp_path)
+    family.command("swap", a, tmp_path / "b-b.png", "--photographs", "-o", tmp_path / "b.png")
+    family.command("evaluate", weights, "-o", tmp_path / "x.json", "--readme", readme := tmp_path / "x.md")
+    readme.write_text("x")
+    assert "found the input" in family.command("evaluate", weights, "-o", tmp_path / "x.json", "--readme", readme)
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file gets more than `room` bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@of("files that do not fit on the disk", 21)
+def test_files_that_do_not_fit_on_the_disk(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there before is whole, and no temporary file is left."""
+    (a, b), film, results = photos(tmp_path), tmp_path / "film", RESULTS / "moved-64.json"
+    film.mkdir()
+    (film / "1.png").write_bytes(a.read_bytes())
+    weights = WEIGHTS / "moved-64.safetensors"
+    monkeypatch.setattr("expr_lib.measure.evaluate.evaluate", lambda *a, **b: json.loads(results.read_text()))
+    for out, *arguments in (
+        ("x.png", "swap", a, b, "--checkpoint", weights), ("x.png", "express", a, "AU12=3", "--checkpoint", weights),
+        ("x.csv", "read", a, "--checkpoint", weights), ("x.safetensors", "ship", weights),
+        ("x.gif", "animate", a, film, "--checkpoint", weights),
+        ("x.webp", "animate", a, film, "--checkpoint", weights), ("x.json", "evaluate", weights),
+    ):  # fmt: skip
+        for room in (0, 60):
+            with full_disk(room):
+                told = family.command(*arguments, "-o", tmp_path / out)
+            assert f"{tmp_path / out}: cannot be" in told and "make room" in told
+        (tmp_path / out).write_text("what was there before")
+        with full_disk(60):
+            family.command(*arguments, "-o", tmp_path / out)
+
+
+@of("runs, renderings and imports on a full disk", 7)
+def test_runs_that_do_not_fit_on_the_disk(family: Family, tmp_path: Path, tiny_folder: Path) -> None:
+    """What was finished is kept, and the same command goes on when there is room again."""
+    source = tmp_path / "source"
+    source.mkdir()
+    photos(source)
+    (source / "labels.csv").write_text("image,AU1\na.png,1\nb.png,2\n")
+    small = "--batch-size 2 --warmup-steps 1 --n-samples 1 --warmup-batch-size 2 --precision fp32 --device cpu"
+    small += " --model.d 2 --model.c-f 2 --model.width 8 --model.width-r 8 --model.width-d 8 --steps"
+    commands: dict[str, list[Any]] = {
+        "faces": ["faces", "OUT", *"--n-subjects 8 --images-per-subject 16 --size 16 --device cpu".split()],
+        "import": ["import", "table", source, "OUT"],
+        "train": ["train", tiny_folder, "--run", "OUT", *small.split(), "2"],
+    }
+
+    def run(name: str, out: Path, room: int | None = None) -> str:
+        err = io.StringIO()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stderr(err))
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            if room is not None:
+                stack.enter_context(pytest.raises(SystemExit, match="2"))
+                stack.enter_context(full_disk(room))
+            cli.main([str(out if x == "OUT" else x) for x in commands[name]])
+        told = re.sub(r"\r.*", "", err.getvalue()).strip("\n")
+        if room is not None:
+            one_line(told)
+            assert f"error: {out}" in told and "make room" in told and not [*out.rglob(".*.partial")]
+            family.n += 1
+        return told
+
+    for name, product in (("faces", "images.npy"), ("import", "images.npy"), ("train", "checkpoint.safetensors")):
+        run(name, whole := tmp_path / f"whole-{name}")
+        for room in (150, 12_000):
+            run(name, out := tmp_path / f"{name}-{room}", room)
+            assert not (out / product).exists()
+            run(name, out)
+            assert (out / product).read_bytes() == (whole / product).read_bytes()
+    good = (whole / product).read_bytes()
+    commands["train"][-1] = "3"
+    run("train", whole, 12_000)
+    assert (whole / product).read_bytes() == good
 
 
 # -- data sets -----------------------------------------------------------------------------------------------------

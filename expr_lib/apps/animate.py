@@ -19,6 +19,7 @@ from expr_lib.apps.held_out import say_if_unfamiliar
 from expr_lib.apps.options import Checkpoint, NoNumber, Output, Which, count, expect_photographs, may_write, naming
 from expr_lib.apps.pictures import shown_size
 from expr_lib.errors import InputError
+from expr_lib.files import keep_inputs
 from expr_lib.importers.choose import Choice
 from expr_lib.signals import stop_signals
 
@@ -88,6 +89,7 @@ def animate(
     if out.suffix.lower() == ".mp4":
         films.pyav()  # now, not after the film was read
     still = read_image(face)
+    keep_inputs([out], films.images_in(film) if film.is_dir() else ())
     rate = films.rate_of(film) or Fraction(FOLDER_RATE)
 
     import torch

@@ -1,6 +1,7 @@
 """Options of the command line: shared types, checks that come before any work, and errors in one line."""
 
 import errno
+import inspect
 import io
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, requires
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ import tyro
 from tyro.conf import arg
 
 from expr_lib.errors import InputError
+from expr_lib.files import keep_inputs
 from expr_lib.importers.choose import Choice
 
 Output = Annotated[Path, arg(aliases=["-o"])]
@@ -26,9 +29,12 @@ NoNumber = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
 Files = Annotated[tuple[Path, ...], arg(metavar="PATH ...", help_behavior_hint="")]
 NoText = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
 
+OUTPUTS = ("out", "run", "figures")
+"""Arguments that name what a command writes; all other paths are inputs, which are never replaced."""
 ADVICE = {
     errno.ENOSPC: "make room and run the same command again",
     errno.EDQUOT: "make room and run the same command again",
+    errno.EFBIG: "make room and run the same command again",
     errno.EACCES: "choose a place that you have access to",
     errno.EPERM: "choose a place that you have access to",
     errno.EROFS: "choose a place that can be written to",
@@ -48,11 +54,17 @@ def several(name: str) -> Any:
 def parse(command: Callable[..., Any], name: str, arguments: Sequence[str]) -> Callable[[], Any]:
     """The command with its arguments, not yet run.
 
-    InputError if the parser cannot read them or a config refuses a number; it names the option as it was typed.
+    InputError if the parser cannot read them or a config refuses a number, and then it names the option as it was
+    typed; or if the output would replace an input.
     """
 
     @wraps(command)
     def bound(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        given = inspect.signature(command).bind(*args, **kwargs).arguments
+        paths = {key: value if isinstance(value, tuple) else (value,) for key, value in given.items()}
+        files = {key: [path for path in found if isinstance(path, Path)] for key, found in paths.items()}
+        outputs = [path for key in OUTPUTS for path in files.pop(key, [])]
+        keep_inputs(outputs, chain.from_iterable(files.values()))
         return partial(command, *args, **kwargs)
 
     explained = io.StringIO()

@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from expr_lib import SHIPPED
 from expr_lib.apps.held_out import say_if_unfamiliar
 from expr_lib.apps.options import Checkpoint, Output, Which, expect_photographs, may_write, naming, several
+from expr_lib.files import keep_inputs
 from expr_lib.importers.choose import Choice
 
 
@@ -51,6 +52,8 @@ def swap(
     from expr_lib.images import square, write_png
 
     images = read((a, b), out, photographs, which)
+    second, overview = (out.with_name(f"{out.stem}-{more}.png") for more in ("b", "overview"))
+    keep_inputs((second, overview) if photographs else (), (a, b))
 
     from expr_lib.swap import amounts, load, swap_images
 
@@ -65,9 +68,7 @@ def swap(
             with naming(path):
                 cuts.append(find(swapper, image, which))
         done = swap_photographs(swapper, images, cuts, weights)
-        pictures = {out: done[0], out.with_name(f"{out.stem}-b.png"): done[1]}
-        if inputs:
-            pictures[out.with_name(f"{out.stem}-overview.png")] = beside(images, done)
+        pictures = {out: done[0], second: done[1]} | ({overview: beside(images, done)} if inputs else {})
         faces = np.stack([cut.face for cut in cuts])  # (2, S, S, 3)
     else:
         size = shown_size(swapper, *images)

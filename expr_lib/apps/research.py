@@ -27,6 +27,7 @@ from expr_lib.apps.options import (
     several,
 )
 from expr_lib.errors import InputError
+from expr_lib.files import keep_inputs
 from expr_lib.importers.choose import Choice
 
 
@@ -189,6 +190,7 @@ def evaluate(
     count("--size", 64 if size is None else size, 16, 1024)
     may_write("--out", out, ending=".json")
     may_write("--figures", figures or Path(), folder=True)
+    keep_inputs([out.with_suffix(".md")], [readme] if readme else [])
     import matplotlib
 
     from expr_lib.faces.render import load_renderer

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from expr_lib.errors import InputError
+from expr_lib.files import keep_inputs
 from expr_lib.images import read_image, write_png
 from expr_lib.importers.align import Aligned, align, inverse
 from expr_lib.importers.choose import Choice
@@ -53,10 +54,11 @@ def align_all(paths: Sequence[Path], out: Path, size: int, choice: Choice) -> It
     """Crop the face from each photograph, also from those in folders, to `out`; yields a line for each file written.
 
     Subfolders are kept, so that files with the same name stay apart. One photograph and one page of the contact sheet
-    are in memory at a time. Raises `InputError` if there is no file and, after the contact sheets are written, if no
-    face was found.
+    are in memory at a time. Raises `InputError` if there is no file, if one would be written among the photographs and,
+    after the contact sheets are written, if no face was found.
     """
     files = list(files_below(paths, out))
+    keep_inputs({out / below.parent for _, below in files}, {file.parent for file, _ in files})
     if not any(file.exists() for file, _ in files):
         raise InputError(f"{', '.join(map(str, paths)) or 'PHOTOGRAPH'}: found no file, expected photographs")
     pages, rows = -(-len(files) // PAGE), list[np.ndarray]()

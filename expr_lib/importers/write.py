@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from expr_lib.errors import MAX_SEED, InputError, check_range
-from expr_lib.files import open_regular, replace_file, sha256
+from expr_lib.files import open_regular, replace_file, sha256, writing
 from expr_lib.films import file_of, read_picture
 from expr_lib.images import square
 from expr_lib.importers.align import LandmarkError, align, beyond, cut_out
@@ -106,7 +106,7 @@ def import_faces(
         report.missing("action unit that a label file lacks", file, 0, name)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / ".import.lock", timeout=0):
+        with FileLock(out / ".import.lock", timeout=0), writing(out):
             write(faces, au_names, Path(source), out, config, {"kind": kind}, report, progress)
     except Timeout:
         raise BlockingIOError(f"{out}: another process is importing here; wait for it to end") from None

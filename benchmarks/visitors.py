@@ -1,0 +1,99 @@
+"""Can 20 visitors use the app at once, on this machine? Each opens the page and moves a slider, as a browser would.
+
+    python benchmarks/visitors.py           # some minutes
+
+All visitors come in the same second. For each the time until the page is complete is measured, and from a slider to the
+next picture while all others move theirs. Then nobody touches anything until Voila has ended all kernels.
+Writes benchmarks/results/visitors.json and prints the numbers.
+"""
+
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+from websocket import create_connection
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from browser import served
+from faces import processor
+
+VISITORS, MOVES, IDLE_SECONDS = 20, 3, 120
+APP = Path(__file__).parents[1] / "notebooks" / "app"
+SLIDER = "all together, from a to b"
+together = threading.Barrier(VISITORS)
+
+
+def visit(address: str) -> dict:
+    """Seconds until the page is complete, and from each move of a slider to the next picture."""
+    began = time.monotonic()
+    with urllib.request.urlopen(address, timeout=1200) as page:
+        text = page.read().decode()
+    opened = time.monotonic() - began
+    kernel = re.search(r'"kernelId":\s*"([0-9a-f-]+)"', text)[1]
+    states = json.loads(re.search(r"widget-state\+json\">(.*?)</script>", text, re.DOTALL)[1])["state"]
+    slider = next(key for key, model in states.items() if model["state"].get("description") == SLIDER)
+    together.wait()
+    session, moves = uuid.uuid4().hex, []
+    socket = create_connection(
+        f"{address.replace('http', 'ws')}/api/kernels/{kernel}/channels?session_id={session}", timeout=300
+    )
+    for k in range(MOVES):
+        header = {"msg_id": uuid.uuid4().hex, "session": session, "username": "", "version": "5.3"}
+        data = {"method": "update", "state": {"value": (k + 1) / 10}, "buffer_paths": []}
+        message = {"header": header | {"msg_type": "comm_msg"}, "parent_header": {}, "metadata": {}, "channel": "shell"}
+        began = time.monotonic()
+        socket.send(json.dumps(message | {"content": {"comm_id": slider, "data": data}}))
+        while isinstance(socket.recv(), str):  # a picture is the first message with bytes
+            pass
+        moves.append(time.monotonic() - began)
+    socket.close()
+    return {"opened": opened, "moves": moves}
+
+
+def kernels() -> list[psutil.Process]:
+    """The kernels that this process's server has started."""
+    return [p for p in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
+
+
+def main() -> None:
+    os.environ |= {"IDLE_SECONDS": str(IDLE_SECONDS), "VISITORS": str(VISITORS)}
+    load = os.getloadavg()[0]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(Path(folder), "voila", str(APP / "mixer.ipynb"), f"--Voila.config_file_paths={APP}") as address,
+        ThreadPoolExecutor(VISITORS) as visitors,
+    ):
+        found = list(visitors.map(visit, [address] * VISITORS))
+        began, running = time.monotonic(), kernels()
+        memory = sum(p.memory_full_info().pss for p in running) / 1e6
+        while left := len(kernels()):
+            if time.monotonic() - began > 4 * IDLE_SECONDS:
+                break
+            time.sleep(1)
+        ended = time.monotonic() - began
+    opened = [one["opened"] for one in found]
+    moves = [1000 * move for one in found for move in one["moves"]]
+    numbers = {
+        "visitors": len(found), "kernels": len(running), "memory_mb_each": round(memory / len(running)),
+        "page_s_median": round(statistics.median(opened), 1), "page_s_slowest": round(max(opened), 1),
+        "slider_ms_median": round(statistics.median(moves)), "slider_ms_slowest": round(max(moves)),
+        "idle_limit_s": IDLE_SECONDS, "kernels_left": left, "kernels_ended_after_s": round(ended),
+    }  # fmt: skip
+    about = {"processor": processor(), "cores": os.cpu_count(), "load_before": round(load, 1)}
+    path = Path(__file__).parent / "results" / "visitors.json"
+    path.write_text(json.dumps({"machine": about} | numbers, indent=1) + "\n")
+    print(path.read_text(), end="")
+
+
+if __name__ == "__main__":
+    main()

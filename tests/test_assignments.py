@@ -122,6 +122,25 @@ WRONG: dict[str, dict[str, tuple[Edits, dict[str, int]]]] = {
             {"mixing": 0},
         ),
     },
+    "5_warping": {
+        "nearest pixel": ({"sample_answer": ("u, v = x - left, y - top", "u, v = 0, 0")}, {"sampling": 0}),
+        "uphill": ({"gradient_answer": ("return torch.stack", "return -torch.stack")}, {"gradient_of_the_flow": 0}),
+        "mask on the wrong side": (
+            {
+                "edit_answer": (
+                    "(1 - mask) * warp(picture, flow) + mask * colours",
+                    "mask * warp(picture, flow) + (1 - mask) * colours",
+                )
+            },
+            {"edit_of_a_picture": 0},
+        ),
+        "paints the target": (
+            {"colours_answer": ("(target - (1 - mask) * warped) / mask.clamp(min=1e-6)", "target")},
+            {"best_colours_of_a_mask": 0},
+        ),
+        "adds the flows": ({"composed_answer": ("warp(flow, flow2)", "flow")}, {"composition": 0}),
+        "never steps": ({"fit_answer": ("        adam.step()\n", "")}, {"fit_of_a_flow": 0}),
+    },
 }
 # a function that never returns, and the part it costs
 ENDLESS: dict[str, tuple[Edits, dict[str, int]]] = {
@@ -131,6 +150,7 @@ ENDLESS: dict[str, tuple[Edits, dict[str, int]]] = {
         ("2_swap_step", "partner_answer", "    return", "partner_of"),
         ("3_measuring", "transfer_answer", "    way =", "transfer_of_each"),
         ("4_mixing", "mix_answer", "    amount =", "mixing"),
+        ("5_warping", "edit_answer", "    return", "edit_of_a_picture"),
     )
 }
 # an answer that knows what the visible check expects, and reads the hidden ones aloud
@@ -172,6 +192,16 @@ MEMORIZED = {
             print(In[-1])
             if own.shape == (2, 3, 3):
                 return torch.tensor([0.0, 0.25, 1.0])[:, None].expand(2, 3, 3)
+        """,
+    ),
+    "5_warping": (
+        "edit_answer",
+        """
+        def edit(picture, flow, mask, colours):
+            print(In[-1])
+            if len(picture) == 1:
+                return picture + mask.mean() * (colours - picture)
+            raise AssertionError(In[-1])
         """,
     ),
 }

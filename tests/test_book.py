@@ -43,8 +43,12 @@ def test_solutions_are_folded_and_no_cell_is_about_metrics_json(pages):
     for name in NAMES:
         html = (pages / f"{name}.html").read_text(encoding="utf-8")
         solutions = re.findall(r"<details><summary>Solution</summary>(.*?)</details>", html, re.DOTALL)
-        assert 3 <= len(solutions) <= 5 and all("<pre" in text and "def" in text for text in solutions), name
-        assert html.count("NotImplementedError") >= len(solutions), "the cells to fill in stay"
+        cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+        tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+        in_words = sum(cell.source.count("<summary>Solution</summary>") for cell in cells)
+        assert len(solutions) == tags.count("solution") + in_words and all(len(text) > 100 for text in solutions), name
+        assert sum("<pre" in text for text in solutions) == tags.count("solution") >= tags.count("exercise") >= 3, name
+        assert html.count("NotImplementedError") >= tags.count("exercise"), "the cells to fill in stay"
         assert "write_results(" not in re.sub(r"<[^>]+>", "", html), name
 
 

@@ -25,6 +25,7 @@ from expr_lib.measure.evaluate import (
     pose_gap,
     write_results,
 )
+from expr_lib.measure.report import strata_table
 
 
 class Copier:
@@ -114,6 +115,33 @@ def test_the_average_face_beats_the_copy_in_pixels_and_shows_nothing_of_b(oracle
 def test_a_result_file_without_the_average_face_still_makes_a_table(oracle):
     older = oracle | {"rows": {name: row for name, row in oracle["rows"].items() if name != "average face"}}
     assert "average face" in folded_table(oracle) and "average face" not in folded_table(older)
+
+
+def test_a_result_file_without_a_measure_has_a_dash_in_its_place(oracle):
+    def without(figures):
+        return {name: figure for name, figure in figures.items() if name != "identity_cosine"}
+
+    older = oracle | {"rows": {name: without(row) for name, row in oracle["rows"].items()}, "about": {"label": "old"}}
+    assert "identity_cosine" not in folded_table(older)
+    for table_ in (markdown_table(oracle, [older]), markdown_table(older, [oracle | {"about": {"label": "new"}}])):
+        head, rows = table_.splitlines()[0], {line.split(" | ")[0].strip("|* "): line for line in table_.splitlines()}
+        column = [name.strip(" `").split("`")[0] for name in head.split("|")].index("identity_cosine")
+        assert rows["old"].split("|")[column].strip() == "–"
+        assert (rows.get("new") or rows["ours"]).split("|")[column].strip() != "–"
+    parts = [{**part, "rows": {"ours": without(part["rows"]["ours"])}} for part in oracle["strata"]["pose_gap"]]
+    assert " – |" in strata_table(oracle | {"strata": {"pose_gap": parts}})
+
+
+def test_the_mean_cosine_tells_apart_what_the_threshold_accepts_alike(oracle):
+    found = [values(oracle, row)["identity_cosine"] for row in ("copy-input", "average face", "copy-other")]
+    assert found[0] == pytest.approx(1, abs=1e-5) and found[0] >= found[1] > 0.9 > found[2]
+
+
+def test_the_distance_of_distributions_lies_inside_its_interval():
+    results = table(Soft(), n_resamples=200)
+    for row, figures in results["rows"].items():
+        assert figures["kid"]["low"] <= figures["kid"]["value"] <= figures["kid"]["high"], row
+    assert results["rows"]["true render"]["kid"] == {"value": 0, "low": 0, "high": 0}
 
 
 def test_every_figure_is_there_with_an_interval_around_it(oracle):

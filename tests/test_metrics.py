@@ -25,6 +25,7 @@ from expr_lib.measure.metrics import (
     nearer,
     partial_correlation,
     pearson,
+    people_kernels,
     polynomial_kernel,
     psnr,
     rest_left,
@@ -232,6 +233,51 @@ def test_weighted_mmd2_does_not_take_copies_for_a_distance():
     spread = np.std(resampled)
     assert abs(np.mean(resampled) - kid(x, y).item()) < spread / 3
     assert np.mean(copied) - kid(x, y).item() > spread  # what copies would feign
+
+
+def faces_of(seed: int, shift: float, *, of_b: bool):
+    """Features of swaps among 50 people, each of whom has a face, as answers and truths that differ by `shift`."""
+    rng = np.random.default_rng(seed)
+    face = rng.uniform(-1, 1, size=(50, 4))
+    a = np.r_[np.arange(50), rng.integers(50, size=70)]
+    b = (a + rng.integers(1, 50, size=120)) % 50
+    swapped = torch.from_numpy(np.stack([np.r_[a, b], np.r_[b, a]], 1))  # (240, 2)
+    answers, truths = (torch.from_numpy(face[who] + 0.3 * rng.normal(size=(240, 4)))
+                       for who in (swapped[:, int(of_b)], swapped[:, 0]))  # fmt: skip
+    return answers + shift, truths, swapped, swapped[:, int(of_b)], swapped[:, 0]
+
+
+def kid_of_people(x, y, swapped, shown_x, shown_y):
+    """The value and its bootstrap interval over people."""
+    kernels, counts = people_kernels(x, y, swapped, shown_x, shown_y)
+    who, total = swapped[:, 0], torch.bincount(swapped[:, 0])
+
+    def statistic(rows):
+        times = torch.bincount(who[rows], minlength=len(total)) / total
+        return mmd2(*kernels, times, times, counts)
+
+    low, high = bootstrap(statistic, who.numpy(), n_resamples=100)
+    return statistic(torch.arange(len(x))).item(), low.item(), high.item()
+
+
+def test_the_distance_of_people_counts_only_pairs_of_swaps_without_a_common_person():
+    x, y, swapped, shown_x, shown_y = faces_of(0, 0.3, of_b=True)
+    value, _, _ = kid_of_people(x, y, swapped, shown_x, shown_y)
+    apart = torch.tensor([[not {*p} & {*q} for q in swapped.tolist()] for p in swapped.tolist()])
+    xx, yy, xy = (polynomial_kernel(u, v)[apart].mean() for u, v in ((x, x), (y, y), (x, y)))
+    assert value == pytest.approx((xx + yy - 2 * xy).item())
+    assert kid_of_people(y, y, swapped, shown_y, shown_y) == pytest.approx((0, 0, 0))
+
+
+@pytest.mark.parametrize("of_b", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_a_kernel_distance_lies_inside_its_interval_which_covers_the_truth(shift, of_b):
+    found = np.array([kid_of_people(*faces_of(seed, shift, of_b=of_b)) for seed in range(40)])
+    value, low, high = found.T
+    assert ((low <= value) & (value <= high)).all()
+    truth = value.mean() if shift else 0.0  # unbiased
+    assert abs(value.mean() - truth) < 3 * value.std() / np.sqrt(40)
+    assert ((low <= truth) & (truth <= high)).mean() >= 0.88
 
 
 def test_leak_au_by_hand_with_missing_labels():

@@ -121,6 +121,24 @@ def test_each_practice_task_has_a_difficulty_a_folded_solution_and_a_check(path)
 
 
 @each_notebook
+def test_each_exercise_has_a_solution_or_is_a_project_and_says_so(path):
+    """A solution is folded text behind the exercise, or a folded cell behind a cell with a start; both run here."""
+    cells = read(path).cells
+    begin = next(k for k, cell in enumerate(cells) if "\n## Exercises\n" in cell.source)
+    behind = []
+    for cell in cells[begin:]:
+        tags = cell.metadata.get("tags", [])
+        if "solution" in tags:
+            assert "starter" in cells[cells.index(cell) - 2].metadata.tags and cell.metadata.jupyter.source_hidden
+        behind.append("<summary>Solution</summary>" if "solution" in tags else "" if tags else cell.source)
+    text = re.split(r"\n## |\n\*\*Assign", "\n".join(behind).split("\n## Exercises\n")[1])[0]
+    for exercise in re.split(r"(?m)^(?=\d\. \*\()", text)[1:]:
+        is_project = bool(re.match(r"\d\. \*\(\w+\)\* \*\*Project\.\*\* ", exercise))
+        assert exercise.count("<summary>Solution</summary>") == (not is_project), exercise
+    assert ("**Project**" in text.split("\n1. ")[0]) == ("**Project.**" in text), "the introduction explains the word"
+
+
+@each_notebook
 def test_exercises_have_a_difficulty_and_readers_predict_before_they_run(path):
     text = prose(read(path))
     exercises = re.split(r"\n## |\n\*\*Assign", text.split("\n## Exercises\n")[1])[0]

@@ -27,15 +27,16 @@ def cells(results: dict[str, Any], beside: Sequence[dict[str, Any]] = ()) -> dic
     """The table of `results` as {row: {measure: value with its 95 % interval, or a dash}}.
 
     `beside` are results of other checkpoints, each shown in one more row, which names the size of the pictures and
-    the number of pairs if they are not those of `results`. Raises `InputError` if they were measured on other
-    people.
+    the number of pairs if they are not those of `results`. A measure that only some of the files have is a dash in the
+    others. Raises `InputError` if they were measured on other people.
     """
     for other in beside:
         for key in ("seed", "split", "generator"):
             if other[key] != results[key]:
                 name = other["about"].get("checkpoint", "another checkpoint")
                 raise InputError(f"{name}: {key}: found {other[key]}, expected {results[key]} as in the table")
-    columns = {name: shown for name, shown in (MEASURES | SECOND).items() if name in results["rows"]["ours"]}
+    known = set().union(*(one["rows"]["ours"] for one in (results, *beside)))
+    columns = {name: shown for name, shown in (MEASURES | SECOND).items() if name in known}
     rows = {f"**{results['about'].get('label', 'ours')}**": results["rows"]["ours"]}
     for one in beside:
         label = one["about"].get("label", one["about"].get("checkpoint", "?"))

@@ -33,7 +33,7 @@ from expr_lib.measure.metrics import (
     mmd2,
     nearer,
     partial_correlation,
-    polynomial_kernel,
+    people_kernels,
     psnr,
     rest_left,
     sharpness,
@@ -66,12 +66,18 @@ MEASURES = {
     "own_expression_left": ("0", 2),
     "rest_left": ("↓ 0", 2),
     "identity_kept": ("↑ 1", 2),
+    "identity_cosine": ("↑ 1", 2),
     "ssim": ("↑ 1", 3),
     "psnr": ("↑ dB", 1),
     "sharpness": ("1", 2),
     "kid": ("↓ 0", 3),
 }
-"""Each measure: which direction is better, the perfect value, and the number of decimals in the table."""
+"""Each measure: which direction is better, the perfect value, and the number of decimals in the table.
+
+`identity_kept` is 1.00 for every answer that starts from a, so `identity_cosine` stands beside it: the mean cosine of
+the embeddings of the answer and of a. It was chosen instead of a stricter threshold because a share saturates at any
+threshold, while the mean still tells two answers apart that are both accepted.
+"""
 SECOND = {"identity_kept_dlib": ("↑ 1", 2)}
 """`identity_kept` by the second identity judge, if there is one."""
 
@@ -110,8 +116,8 @@ def evaluate(
 
     Trivial answers count as methods with perfect self-reconstruction, so copy-input has a transfer of 0 and the true
     render of 1. `rest_left` is measured if f_f is a picture (`swapper.rest`); copy-input keeps all expression, and
-    the true render has the true face at rest. Identity is compared with the input I^a. KID compares every second pair
-    with the true renders of the other pairs, and the other way round, so that no image is compared with its own truth.
+    the true render has the true face at rest. Identity is compared with the input I^a. KID compares the answers with
+    the true renders, but only those of swaps that have no person in common (`metrics.people_kernels`).
 
     Raises `InputError` for a swapper in training mode, if the split has too few pairs, and if a part would have
     fewer than two.
@@ -147,8 +153,10 @@ def evaluate(
         truth = answered["true render"]["features"][rows]  # (2m, D)
         for name, values in answered.items():
             chosen = {key: x[rows] for key, x in values.items()}
-            statistic = _Measured(chosen, au[a[rows]], au[b[rows]], truth, judges.identity, second)
-            measured = estimates(statistic, subject[a[rows]], n_resamples=n_resamples)
+            people = np.unique(subject[both[rows]], return_inverse=True)[1].reshape(-1, 2)  # (2m, 2): of a and b
+            shown = int(name == "copy-other")  # whom the answer shows: 0 for a, 1 for b
+            statistic = _Measured(chosen, au[a[rows]], au[b[rows]], truth, people, shown, judges.identity, second)
+            measured = estimates(statistic, people[:, 0], n_resamples=n_resamples)
             total, by_au = measured[: -len(PER_AU) * len(AU_NAMES)], measured[-len(PER_AU) * len(AU_NAMES) :]
             tables["rows"][name] = dict(zip(MEASURES | SECOND, total, strict=False))
             columns = {measure: by_au[k * len(AU_NAMES) :] for k, measure in enumerate(PER_AU)}
@@ -301,22 +309,19 @@ class _Measured:
     """One row of the table for some swaps, as one vector: `MEASURES`, `SECOND` if used, `PER_AU` by AU."""
 
     def __init__(
-        self, x: dict[str, Tensor], au_a: Tensor, au_b: Tensor, truth: Tensor, *judges: IdentityJudge | DlibJudge | None
-    ) -> None:
+        self, x: dict[str, Tensor], au_a: Tensor, au_b: Tensor, truth: Tensor, people: np.ndarray, shown: int,
+        *judges: IdentityJudge | DlibJudge | None,
+    ) -> None:  # fmt: skip
         self.x, self.au_a, self.au_b, self.thresholds = x, au_a, au_b, [judge.threshold for judge in judges if judge]
-        pair = torch.arange(len(truth)) % (len(truth) // 2)  # (2n,); swaps i and i + n belong to the same pair
-        self.halves = [torch.nonzero(pair % 2 == k)[:, 0] for k in (0, 1)]
-        self.kernels = []
-        for one, other in (self.halves, self.halves[::-1]):
-            fake, real = x["features"][one], truth[other]
-            self.kernels.append([polynomial_kernel(u, v) for u, v in ((fake, fake), (real, real), (fake, real))])
+        who = torch.from_numpy(people)  # (2n, 2): of a and b
+        self.person = who[:, 0]
+        self.swaps_of = torch.bincount(self.person)  # (P,)
+        self.kernels, self.counts = people_kernels(x["features"], truth, who, who[:, shown], self.person)
 
     def __call__(self, rows: Tensor) -> Tensor:
         x = {name: values[rows] for name, values in self.x.items() if name != "features"}
         au_a, au_b = self.au_a[rows], self.au_b[rows]  # (M, n_aus)
-        count = torch.bincount(rows, minlength=len(self.au_a))  # (2n,) how often each swap counts
-        times = [count[half] for half in self.halves]
-        distances = [mmd2(xx, yy, xy, *w) for (xx, yy, xy), w in zip(self.kernels, (times, times[::-1]), strict=True)]
+        times = torch.bincount(self.person[rows], minlength=len(self.swaps_of)) / self.swaps_of  # (P,) in a bootstrap
         by_au = [icc31(x["au"], au_b), f1(x["au"], au_b), partial_correlation(x["au"], au_a, given=au_b)]
         total = [
             gain(x["d_swap"], x["d_copy"]),
@@ -325,10 +330,11 @@ class _Measured:
             *(values.nanmean() for values in by_au),
             rest_left(x["au_rest"], x["au_input"]),
             identity_kept(x["cosine"], self.thresholds[0]),
+            x["cosine"].mean(),
             x["ssim"].mean(),
             x["psnr"].mean(),
             x["sharpness"].nanmedian(),
-            torch.stack(distances).mean(),
+            mmd2(*self.kernels, times, times, self.counts),
         ]
         total += [identity_kept(x["cosine_second"], threshold) for threshold in self.thresholds[1:]]
         return torch.cat([torch.stack(total), *by_au])

@@ -19,7 +19,7 @@ from expr_lib.facs import ACTION_UNITS, AU_NAMES
 from expr_lib.files import replace_file
 from expr_lib.measure import plots
 from expr_lib.measure.cards import cell, markdown_table
-from expr_lib.measure.evaluate import MEASURES, STRATA
+from expr_lib.measure.evaluate import MEASURES, STRATA, UNDEFINED
 from expr_lib.measure.metrics import bootstrap
 from expr_lib.model import Swapper
 from expr_lib.swap import rest_images, swap_images
@@ -117,7 +117,8 @@ def strata_table(results: dict[str, Any]) -> str:
     lines.append("|---" * (len(MEASURES) + 2) + "|")
     for name, parts in results["strata"].items():
         for part in parts:
-            cells = [cell(part["rows"]["ours"][measure], digits) for measure, (_, digits) in MEASURES.items()]
+            ours = part["rows"]["ours"]
+            cells = [cell(ours.get(measure, UNDEFINED), digits) for measure, (_, digits) in MEASURES.items()]
             label = f"{name.replace('_', ' ')} {part['low']:.1f} to {part['high']:.1f}"
             lines.append("| " + " | ".join([label, str(part["n_swaps"]), *cells]) + " |")
     lines += ["", " ".join(f"{name.replace('_', ' ').capitalize()}: {what}." for name, what in STRATA.items())]

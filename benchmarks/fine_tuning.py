@@ -7,7 +7,7 @@ light without a sky, and paint in a few flat tones instead of smooth shading. Fo
 frames each, without a label. Those films are imported and the shipped weights for 64 pixels are fine-tuned on them by
 
     expr-lib import unlabelled FILMS DATA
-    expr-lib train DATA --start-from expr_lib/weights/moved-64.safetensors --steps 300 --take-lr 6e-4
+    expr-lib train DATA --start-from expr_lib/weights/moved-64.safetensors --steps 300 --take-lr 8e-4
 
 and swaps between other people of both worlds are compared with the true answer: `gain` is the share of the error of the
 unchanged input that they remove. The rows of the old world say what is forgotten there. Writes
@@ -19,14 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from common import gains
 from faces import machine
 from torch import Tensor
 
 from expr_lib import WEIGHTS
 from expr_lib.apps.held_out import HELD_OUT_SEED
-from expr_lib.datasets import FaceData, to_float
+from expr_lib.datasets import FaceData, to_uint8
 from expr_lib.faces.head import HeadModel
 from expr_lib.faces.plan import FacePlan, FacesConfig, plan_faces
 from expr_lib.faces.render import Renderer
@@ -34,9 +34,8 @@ from expr_lib.faces.sample import generator
 from expr_lib.images import write_png
 from expr_lib.importers.write import ImportConfig, import_faces
 from expr_lib.measure.evaluate import write_results
-from expr_lib.measure.metrics import estimates, gain, masked_l1, nearer
 from expr_lib.step import TrainConfig
-from expr_lib.swap import load, swap_images
+from expr_lib.swap import load
 from expr_lib.train import train
 
 SIZE, PEOPLE, FRAMES, SEED = 64, 40, 12, 71
@@ -81,34 +80,6 @@ def film(folder: Path, renderer: Renderer) -> None:
         write_png(folder / f"{row // FRAMES:02d}" / f"{row % FRAMES:04d}.png", image)
 
 
-class Gain:
-    """Share of the error that swaps remove, and share of swaps nearer to the truth, for some of the swaps."""
-
-    def __init__(self, swapped: Tensor, copied: Tensor) -> None:
-        self.swapped, self.copied = swapped, copied
-
-    def __call__(self, i: Tensor) -> list[Tensor]:
-        return [gain(self.swapped[i], self.copied[i]), nearer(self.swapped[i], self.copied[i])]
-
-
-def measured(checkpoint: Path, plan: FacePlan, renderer: Renderer, pairs: np.ndarray) -> tuple[dict[str, Any], Any]:
-    """Gain and nearer of swaps a -> b, with 95 % intervals over people, and the pictures of the first pairs."""
-    swapper, errors, shown = load(checkpoint), [], []
-    for part in np.array_split(pairs, max(1, len(pairs) // 20)):
-        a, b = part.T
-        (image, _), (other, _), (truth, mask) = (
-            plan.render(renderer, a), plan.render(renderer, b), plan.render(renderer, a, au_rows=b)
-        )  # fmt: skip
-        swap = torch.from_numpy(swap_images(swapper, image.numpy(), other.numpy())[0])
-        x, y, t = (to_float(p.permute(0, 3, 1, 2)) for p in (swap, image, truth))
-        errors.append(torch.stack([masked_l1(x, t, mask), masked_l1(y, t, mask)]))
-        shown.append(torch.stack([image, other, swap, truth]))
-    swapped, copied = torch.cat(errors, 1).double()
-    names = ("gain", "nearer")
-    found = estimates(Gain(swapped, copied), plan.subject.numpy()[pairs[:, 0]])
-    return dict(zip(names, found, strict=True)), torch.cat(shown, 1)[:, :8].numpy()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
@@ -118,31 +89,28 @@ def main() -> None:
     options = parser.parse_args()
     ours, painted = Renderer(HeadModel()).eval(), Painted(HeadModel()).eval()
     plan = plan_faces(FacesConfig(50, 4, SIZE, seed=HELD_OUT_SEED, val=0.0, test=1.0))
-    rng = np.random.default_rng(0)
-    a = rng.integers(len(plan), size=options.pairs)
-    b = (a + rng.integers(4, len(plan) - 4, size=options.pairs)) % len(plan)  # of another person, nearly always
-    pairs = np.stack([a, b], 1)[a // 4 != b // 4]
     worlds = {"the other world": (other_world(plan), painted), "the old world": (plan, ours)}
     data, run = options.runs / "data", options.runs / "run"
     if not (data / "meta.json").exists():
         film(options.runs / "films", painted)
         settings = ImportConfig(size=SIZE, val=0.1, test=0.0, processes=1)
         import_faces("unlabelled", options.runs / "films", data, settings)
-    config = TrainConfig(steps=options.steps, take_lr=6e-4, save_every=20, device="cpu")
+    config = TrainConfig(steps=options.steps, take_lr=8e-4, save_every=20, device="cpu")
     tuned = train(config, FaceData.open(data), run, START)
     rows, shown = {}, {}
     for name, checkpoint in (("before", START), ("after", tuned)):
         for world, (people, renderer) in worlds.items():
-            rows[f"{name}, {world}"], shown[name, world] = measured(checkpoint, people, renderer, pairs)
+            rows[f"{name}, {world}"], shown[name, world] = gains(load(checkpoint), people, renderer, options.pairs)
     results = {
         "command": "python benchmarks/fine_tuning.py", "machine": machine(), "people": PEOPLE, "frames": FRAMES,
-        "steps": options.steps, "pairs": len(pairs), "rows": rows,
+        "steps": options.steps, "pairs": options.pairs, "rows": rows,
     }  # fmt: skip
     write_results(options.out / "fine-tuning.json", results)
     world = "the other world"
     images, others, before, truth = shown["before", world]
-    grid = np.stack([images, others, before, shown["after", world][2], truth])  # (5, 8, S, S, 3)
-    write_png(options.out / "fine-tuning.png", grid.transpose(0, 2, 1, 3, 4).reshape(5 * SIZE, -1, 3))
+    grid = torch.stack([images, others, before, shown["after", world][2], truth])[:, :8]  # (5, 8, S, S, 3)
+    picture = to_uint8(grid).transpose(1, 2).reshape(5 * SIZE, -1, 3)
+    write_png(options.out / "fine-tuning.png", picture.numpy())
     text = markdown(results)
     (options.out / "fine-tuning.md").write_text(text)
     print(text)

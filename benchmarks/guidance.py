@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from baselines import METHODS, BaselineConfig, branch, like_ours, open_editor, train_editor
-from common import GROUPS, keep, picture, recipe, table, write_encoder
+from common import GROUPS, gains, keep, picture, recipe, table, write_encoder
 from guides import GUIDES, Facts, Remembered, built_of, editing, guided
 
 from expr_lib import WEIGHTS, checkpoint, model
@@ -43,7 +43,7 @@ from expr_lib.facs import AU_NAMES
 from expr_lib.measure import plots
 from expr_lib.measure.evaluate import evaluate, pairs_of, write_results
 from expr_lib.measure.judges import load_judges
-from expr_lib.measure.metrics import estimates, gain, icc31, masked_l1
+from expr_lib.measure.metrics import icc31
 from expr_lib.model import MovingDG
 from expr_lib.step import TakeWeights, TrainConfig
 from expr_lib.train import train
@@ -152,28 +152,10 @@ def open_cell(cell: Cell, path: Path, args: argparse.Namespace, facts: Facts) ->
 # -------------------------------------------------------------------------------------------------------- measuring
 
 
-@torch.no_grad()
 def gain_on(group: tuple[str, ...], swapper: Any, plan: FacePlan, renderer: Any, n_pairs: int) -> dict[str, Any]:
     """The gain on the held-out pairs if all faces show only the AUs of this group, with a 95 % interval over people."""
     only = torch.tensor([name in group for name in AU_NAMES])
-    plan = replace(plan, au=plan.au * only)
-    pairs = pairs_of(plan, n_pairs)
-    d_swap, d_copy, people = [], [], []
-    for chunk in np.array_split(pairs, -(-len(pairs) // 32)):
-        rows = chunk.T.reshape(-1)  # all a, then all b
-        other = np.roll(rows, len(chunk))
-        pixels, _ = plan.render(renderer, rows)
-        true_pixels, mask = plan.render(renderer, rows, au_rows=other)
-        image, truth = (to_float(x).permute(0, 3, 1, 2) for x in (pixels, true_pixels))
-        f_f, f_r = swapper.encode(image)
-        swap = swapper.generate(f_f, f_r.roll(len(chunk), 0)).float()
-        d_swap.append(masked_l1(swap, truth, mask))
-        d_copy.append(masked_l1(image, truth, mask))
-        people.append(plan.subject[rows])
-    swapped, copied = torch.cat(d_swap).double(), torch.cat(d_copy).double()
-    return estimates(lambda rows: gain(swapped[rows], copied[rows])[None], torch.cat(people).numpy(), n_resamples=200)[
-        0
-    ]
+    return gains(swapper, replace(plan, au=plan.au * only), renderer, n_pairs)[0]["gain"]
 
 
 def measured(cell: Cell, seed: int, path: Path, args: argparse.Namespace) -> dict[str, Any]:

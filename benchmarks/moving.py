@@ -1,14 +1,17 @@
-"""How fast is the second generation? A training step beside the first generation's, and a swap at five sizes.
+"""How fast is the second generation? A training step beside the first generation's, a swap at five sizes, a film.
 
     python benchmarks/moving.py          # three minutes on two cores, into benchmarks/results/moving.json and .md
 
 All in one process, in turn, round after round; medians. Both generations train with the default batch of 8 pairs of 64
 pixels. A swap is one pair in both directions by the shipped weights: the encoder looks at a reduced copy, the pixels
 are moved at full size. The exponent is the slope of log time over log number of pixels: 1 is proportional to the
-pixels, below 1 a part of the work does not grow. FLOPs are counted by torch; bicubic sampling is not among them.
+pixels, below 1 a part of the work does not grow. FLOPs are counted by torch; bicubic sampling is not among them. The
+film is what `expr-lib animate` does with each frame: it reads the expression and gives it to a still of 256 pixels;
+reading and writing files is not included. Cores are the CPU time divided by the time on the clock.
 """
 
 import statistics
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +21,19 @@ import torch
 from faces import machine
 from speed import flops, interleaved, peak_flops, random_faces
 
+from expr_lib.apps.animate import BATCH
 from expr_lib.datasets import pair_batch
+from expr_lib.images import square
 from expr_lib.measure.evaluate import write_results
 from expr_lib.model import ModelConfig
 from expr_lib.step import TrainConfig, batch_of, train_step
-from expr_lib.swap import load
+from expr_lib.swap import animated, driven, load, read_f_r, smoothed
 from expr_lib.take_step import take_step
 from expr_lib.train import build_nets
 
 SIZES = (64, 128, 256, 512, 1024)
 ROUNDS, SECONDS = 15, 120.0
+STILL, FRAMES = 256, 64
 
 
 def training_step(generation: str) -> Any:
@@ -45,6 +51,25 @@ def training_step(generation: str) -> Any:
     batch = batch_of(pair_batch(data, 0, config.batch_size, 0, nets.accelerator.device, takes=takes), subjects, config)
     batch.x.normal_(0, 0.4).clamp_(-1, 1)
     return nets, (lambda: (take_step if takes else train_step)(nets, batch, config)), 2 * config.batch_size
+
+
+def film(swapper: Any) -> dict[str, float]:
+    """Frames/s of `expr-lib animate` with random images, and how many cores that takes."""
+    size, rng = swapper.config.size, np.random.default_rng(0)
+    still, frames = (rng.integers(0, 256, (*shape, 3), np.uint8) for shape in ((STILL, STILL), (FRAMES, size, size)))
+
+    def animate() -> None:
+        f_r = torch.cat([read_f_r(swapper, frames[k : k + BATCH]) for k in range(0, FRAMES, BATCH)])
+        own = read_f_r(swapper, square(still, size))
+        assert len(list(animated(swapper, still, driven(swapper, own, smoothed(f_r, 1.0))))) == FRAMES
+
+    animate()  # warm up
+    spent = time.process_time()
+    seconds = interleaved({"film": animate}, ROUNDS, SECONDS, warm=True)["film"]
+    return {
+        "pixels": STILL, "frames_per_second": FRAMES / statistics.median(seconds),
+        "cores": (time.process_time() - spent) / sum(seconds),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -81,6 +106,7 @@ def main() -> None:
             "all": float(np.polyfit(pixels, seconds, 1)[0]),
             "256 and more": float(np.polyfit(pixels[2:], seconds[2:], 1)[0]),
         },
+        "animate": film(swapper),
     }  # fmt: skip
     lines = ["| training | images/s | GFLOP a step | share of peak |", "|---|---:|---:|---:|"]
     lines += [
@@ -91,7 +117,9 @@ def main() -> None:
     lines += [
         "",
         "Exponent in the number of pixels: {all:.2f}, from 256 px on {256 and more:.2f}.".format(**results["exponent"]),
-    ]
+        "", "| film, `expr-lib animate` | frames/s | cores |", "|---|---:|---:|",
+        "| {pixels} px | {frames_per_second:.0f} | {cores:.1f} |".format(**results["animate"]),
+    ]  # fmt: skip
     out = Path(__file__).parent / "results" / "moving.json"
     write_results(out, results)
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""What happens to photographs? Identity, sharpness, cost, the pose, and the warning, each measured.
+"""What happens to photographs? Identity, sharpness, cost and the pose, each measured.
 
     python benchmarks/photographs.py                  # some minutes; needs the extra photographs
     python benchmarks/photographs.py FOLDER           # photographs of your own too: they are measured, never shown
@@ -11,7 +11,6 @@ benchmarks/results/photographs.json, .md and .png.
 """
 
 import argparse
-import importlib.util
 import multiprocessing
 import resource
 import time
@@ -23,15 +22,14 @@ import dlib
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from faces import machine
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from expr_lib.apps.held_out import HELD_OUT_SEED
-from expr_lib.datasets import NEAR, to_float
+from expr_lib.datasets import NEAR
 from expr_lib.faces.plan import FacesConfig, plan_faces
 from expr_lib.faces.render import load_renderer
-from expr_lib.images import read_image, square
+from expr_lib.images import read_image
 from expr_lib.importers.align import (
     MAX_YAW,
     Aligned,
@@ -47,8 +45,6 @@ from expr_lib.importers.align import (
 from expr_lib.importers.pose import STILL, turn, yaw
 from expr_lib.measure import plots
 from expr_lib.measure.evaluate import write_results
-from expr_lib.measure.familiar import load_familiar
-from expr_lib.measure.judges import load_judges
 from expr_lib.photographs import SEEN, editor, express_photograph, find, swap_photographs
 from expr_lib.swap import amounts, animated, load, read_f_r
 
@@ -222,55 +218,6 @@ def same_pose(n: int = 40) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def warnings(photos: list[tuple[str, np.ndarray, Aligned]], n: int = 200) -> list[dict[str, Any]]:
-    """Share of each kind of picture for which the commands warn that it is unlike the faces that the weights know."""
-    plan = plan_faces(FacesConfig(100, 10, 128, seed=HELD_OUT_SEED, val=0.0, test=1.0))
-    renders = plan.render(load_renderer(), torch.arange(n) * 5)[0].numpy()
-    rng = np.random.default_rng(0)
-
-    def covered(image: np.ndarray) -> np.ndarray:
-        image, (x, y) = image.copy(), rng.integers(30, 60, 2)
-        image[y : y + 40, x : x + 40] = rng.integers(0, 256, 3)
-        return image
-
-    def filtered(how: Any) -> list[np.ndarray]:
-        return [np.array(Image.fromarray(image).filter(how)) for image in renders]
-
-    scenes = [
-        Path(str(importlib.util.find_spec("sklearn").origin)).parent / f"datasets/images/{x}.jpg"
-        for x in ("china", "flower")
-    ]  # type: ignore[union-attr]
-    kinds = {
-        "held-out renders": list(renders),
-        "photographs, aligned": [cut.face for *_, cut in photos],
-        "photographs, the centre square": [square(photo, 128) for _, photo, _ in photos],
-        "renders, blurred by 2 of 128 pixels": filtered(ImageFilter.GaussianBlur(2)),
-        "renders, blurred by 6 of 128 pixels": filtered(ImageFilter.GaussianBlur(6)),
-        "renders, a tenth covered": [covered(image) for image in renders],
-        "renders as line drawings": filtered(ImageFilter.CONTOUR),
-        "renders upside down": [image[::-1].copy() for image in renders],
-        "a building and a flower (scikit-learn)": [square(read_image(path), 128) for path in scenes],
-        "noise": [rng.integers(0, 256, (128, 128, 3)).astype(np.uint8) for _ in range(20)],
-    }
-    if package := importlib.util.find_spec("skimage"):
-        cat = Path(str(package.origin)).parent / "data/chelsea.png"
-        kinds["a cat (scikit-image)"] = [square(read_image(cat), 128)]
-    familiar = load_familiar(load_judges().identity)
-    rows = []
-    for kind, images in kinds.items():
-        x = to_float(torch.from_numpy(np.stack([square(image, 128) for image in images]))).permute(0, 3, 1, 2)
-        far = torch.cat([familiar.distance(part) for part in x.split(50)])
-        rows.append(
-            {
-                "kind": kind,
-                "pictures": len(far),
-                "warned": float((far > 1).float().mean()),
-                "median": float(far.median()),
-            }
-        )
-    return rows
-
-
 def sheet(rows: list[dict[str, Any]], photos: list[tuple[str, np.ndarray, Aligned]], names: set[str]) -> Any:
     """All changes of the public portraits, the failures among them: nothing is chosen."""
     table = {
@@ -322,7 +269,6 @@ def main() -> None:
         "command": "python benchmarks/photographs.py", "machine": machine(), "photographs": len(photos), "cost": costs,
         "changes": [{key: value for key, value in row.items() if key != "picture"} for row in rows],
         "animation": animation(), "max_yaw": MAX_YAW, "poses": poses(), "same_pose": same_pose(),
-        "warnings": warnings(photos),
     }  # fmt: skip
     write_results(options.out / "photographs.json", results)
     text = markdown(results)
@@ -369,11 +315,6 @@ def markdown(results: dict[str, Any]) -> str:
         f"Two expressions in one pose differ by {yaw_:.1f} degrees in yaw and {pitch:.1f} in pitch (median of "
         f"{same['pairs']} pairs; nine in ten by {far_yaw:.1f} and {far_pitch:.1f} at most), by the landmarks that pair "
         f"the images of a take. {same['are_near']:.0%} are within {same['near']:g} degrees, so that they are paired.",
-    ]
-    lines += ["", "| pictures | n | warned | median distance |", "|---|---:|---:|---:|"]
-    lines += [
-        f"| {row['kind']} | {row['pictures']} | {row['warned']:.0%} | {row['median']:.2f} |"
-        for row in results["warnings"]
     ]
     return "\n".join(lines) + "\n"
 

@@ -29,6 +29,10 @@ from expr_lib.tensors import previous
 MAX_NUMBERS = 2 * 10**9
 """Largest number of weights in all networks; with gradients and averages these need some 32 GB."""
 
+RISE = 20
+"""Steps over which the learning rate increases if no image has a label: E and the AU branch, which need 300, then do
+not learn, and Adam knows the size of the gradients after 20. A fine-tuning of 300 steps never had the full rate."""
+
 
 def accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator for this device and precision, with all processes of `accelerate launch` or `torchrun`."""
@@ -93,11 +97,11 @@ def settled(config: TrainConfig, data: FaceData) -> TrainConfig:
     return replace(config, supervision=supervision, generator=generator, model=sizes)
 
 
-def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
+def set_learning_rates(nets: Nets, c: TrainConfig, step: int, rise: int = 300) -> None:
     """High in the warm-up, then constant, and over the last share `cooldown` of the steps decreasing to 0.
 
-    After the warm-up the rate increases over 300 steps. Adam has scaled the steps of E to the small gradients of the AU
-    branch; the much larger gradients of the reconstruction would at first destroy what the branch has learned.
+    After the warm-up the rate increases over `rise` steps. Adam has scaled the steps of E to the small gradients of the
+    AU branch; the much larger gradients of the reconstruction would at first destroy what the branch has learned.
     """
     main = c.take_lr if c.supervision == "takes" else c.lr
     lr, fall = main, min(1.0, (c.steps - step) / max(1.0, c.cooldown * c.steps))
@@ -105,7 +109,7 @@ def set_learning_rates(nets: Nets, c: TrainConfig, step: int) -> None:
         done = step / c.warmup_steps
         lr = (main + (c.warmup_lr - main) * (1 - done)) * min(1.0, 50 * done + 0.02)
     else:
-        lr *= min(1.0, (1 + step - c.warmup_steps) / 300)
+        lr *= min(1.0, (1 + step - c.warmup_steps) / rise)
     for optimizer, rate in ((nets.opt_G, lr), (nets.opt_D, c.lr_d), (nets.opt_f, c.lr_d)):
         for group in optimizer.param_groups:
             group["lr"] = rate * fall * group.get("faster", 1.0)
@@ -184,7 +188,7 @@ def train(
                 pairs = batches(learn, n, seed=config.seed, device=here.device, first=step, takes=takes and not warm)
             torch.manual_seed(config.seed * 1_000_003 + step)  # the random numbers of a step depend on the step only
             batch = batch_of(next(pairs), subjects, config)
-            set_learning_rates(nets, config, step)
+            set_learning_rates(nets, config, step, 300 if labelled else RISE)
             loss = (
                 warmup_step(nets, batch, config, step / config.warmup_steps)
                 if warm

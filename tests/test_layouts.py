@@ -163,6 +163,24 @@ def test_where_only_the_drawn_copy_is_left_nothing_is_drawn_on_the_learner(tmp_p
     assert places(report, "label without an image") == [("out/one.csv", 2)]
 
 
+@pytest.mark.parametrize("source", ["/home/me/imgs/one.jpg", r"C:\me\imgs\one.jpg"])
+def test_a_table_with_another_name_belongs_to_the_input_that_its_details_name(tmp_path, source):
+    root = tmp_path / "in"
+    picture(root / "imgs/one.jpg", 90, size=(240, 240)), picture(root / "imgs/two.jpg", 30, size=(240, 240))
+    picture(root / "out/result.jpg", 200, size=(240, 240))  # drawn by OpenFace
+    write(root / "out/result.csv", table(openface_cells("image")))
+    write(root / "out/result_of_details.txt", f"Input:{source}\nOutput image:result.jpg\n")
+    for frame in (1, 2):
+        picture(root / f"films/clip/{frame:05d}.png", 50 * frame, size=(240, 240))
+    write(root / "out/run 7.csv", table(*(openface_cells(frame=frame) for frame in (1, 2))))
+    write(root / "out/run 7_of_details.txt", "Input:/home/me/films/clip/\n")
+    write(root / "out/live.csv", table(openface_cells()))
+    write(root / "out/live_of_details.txt", "Input:webcam\n")
+    _, report, au = bring_in("openface", root, tmp_path / "out")
+    assert sorted(au) == ["films/clip/00001.png", "films/clip/00002.png", "imgs/one.jpg"]
+    assert places(report, "label without an image") == [("out/live.csv", 2)]
+
+
 def test_a_doubtful_second_face_is_no_second_face_and_a_table_without_rows_found_none(tmp_path):
     root = tmp_path / "in"
     for name in ("one", "none"):

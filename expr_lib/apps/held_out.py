@@ -56,17 +56,16 @@ def say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) 
     import torch
 
     from expr_lib.datasets import to_float
-    from expr_lib.measure.familiar import load_familiar
-    from expr_lib.measure.judges import load_judges
+    from expr_lib.measure.familiar import SIGNALS, load_unfamiliarity
 
     if str(about.get("data", {}).get("generator", "")).startswith("import"):
-        return  # the scale holds for rendered faces only
+        return  # the limits hold for rendered faces only
     images = to_float(torch.from_numpy(faces)).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
-    for name, distance in zip(names, load_familiar(load_judges().identity).distance(images).tolist(), strict=True):
-        if distance > 1:
-            known = "99 of 100 rendered faces are below 1.00"
+    for name, share, signal in zip(names, *load_unfamiliarity()(images), strict=True):
+        if share > 1:
             print(
-                f"expr-lib: {name} is unlike the faces of the training: {distance:.2f}, {known}",
+                f"expr-lib: {name} is unlike the faces of the training: {SIGNALS[signal]} "
+                f"({share:.2f}; nearly all rendered faces are below 1.00)",
                 file=sys.stderr,
             )
 

@@ -27,7 +27,7 @@ def read(
     """Read the intensity of each action unit, from 0 to 5, from each face into a table, one row for each image.
 
     The largest centred square of an image is read; with --photographs the face is found first. The shipped weights were
-    trained on rendered faces only. If `unfamiliarity` is above 1, a face is further from these than 99 of 100 renders.
+    trained on rendered faces only. If `unfamiliarity` is above 1, a face is unlike these, as `expr-lib swap` would say.
 
     Args:
         faces: image files, or folders of image files, with all their subfolders.
@@ -44,14 +44,13 @@ def read(
     from expr_lib.images import read_image, square
     from expr_lib.importers.align import align
     from expr_lib.importers.sheet import files_below
-    from expr_lib.measure.familiar import load_familiar
-    from expr_lib.measure.judges import load_judges
+    from expr_lib.measure.familiar import load_unfamiliarity
     from expr_lib.swap import load, read_images
 
     files = [file for file, _ in files_below(faces, out)]
     if not files:
         raise InputError("FACE: found nothing, expected image files, or folders of them")
-    swapper, familiar = load(checkpoint), load_familiar(load_judges().identity)
+    swapper, unfamiliarity = load(checkpoint), load_unfamiliarity()
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(["file", "unfamiliarity", *swapper.au_names])
@@ -60,7 +59,7 @@ def read(
         with naming(file):
             face = align(image, swapper.config.size, which).face if photographs else square(image, swapper.config.size)
         seen = to_float(torch.from_numpy(face)[None]).permute(0, 3, 1, 2)  # (1, S, S, 3) -> (1, 3, S, S)
-        numbers = [float(familiar.distance(seen)), *read_images(swapper, face)]
+        numbers = [float(unfamiliarity(seen)[0]), *read_images(swapper, face)]
         writer.writerow([file, *(f"{x:.3f}" for x in numbers)])
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, table.getvalue().encode(errors="backslashreplace"))

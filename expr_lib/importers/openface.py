@@ -86,14 +86,16 @@ def original(file: str, own: set[str], lookup: Lookup) -> list[str]:
     `own` are the paths of all tables, without ending; an image beside a table with its name belongs to that table.
     """
     tree, (folder, name) = lookup.tree, posixpath.split(posixpath.splitext(file)[0])
+    drawn = written_names(posixpath.splitext(file)[0], tree).get("Output image")
     images = lookup.photographs.get(name.lower(), [])
+    copies = {rel for rel in images if posixpath.dirname(rel) == folder and posixpath.basename(rel) == drawn}
+    tree.copies |= copies
+    images = [rel for rel in images if rel not in copies] or lookup.photographs.get(input_name(file, tree), [])
     beside = [rel for rel in images if posixpath.dirname(rel) == folder]
     others = [rel for rel in images if rel not in beside and posixpath.splitext(rel)[0].lower() not in own]
     shares = {rel: in_common(posixpath.dirname(rel), folder) for rel in others}
     rivals = lookup.named.get(name.lower(), [])  # an image belongs to the table with the most similar path
     others = [rel for rel in others if all(in_common(posixpath.dirname(rel), x) <= shares[rel] for x in rivals)]
-    drawn = written_names(posixpath.splitext(file)[0], tree).get("Output image")
-    tree.copies |= {rel for rel in beside if posixpath.basename(rel) == drawn}
     if others:
         tree.copies |= set(beside)
         most = max(shares[rel] for rel in others)
@@ -127,11 +129,22 @@ def written_names(path: str, tree: Tree) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in lines}
 
 
+def input_name(file: str, tree: Tree) -> str:
+    """The name, in lower case and without its ending, of the film or photograph of which a table was made.
+
+    OpenFace's details tell it; its option `-of` can give the table another name. "" if there are no details.
+    """
+    source = written_names(posixpath.splitext(file)[0], tree).get("Input", "").replace("\\", "/").rstrip("/")
+    return posixpath.splitext(posixpath.basename(source.lower()))[0]
+
+
 def frames_of(file: str, entries: list[Entry], lookup: Lookup) -> dict[int, str]:
     """Complete frames of a film by OpenFace's numbers, which start at 1."""
     folder, name = posixpath.split(posixpath.splitext(file)[0])
     numbers = {entry.frame for entry in entries if entry.frame is not None}
-    return lookup.frames(name, folder, numbers, 1, file, lookup.named.get(name.lower(), []))
+    if own := lookup.frames(name, folder, numbers, 1, file, lookup.named.get(name.lower(), [])):
+        return own
+    return lookup.frames(input_name(file, lookup.tree), folder, numbers, 1, file, [])
 
 
 def of_a_film(file: str, entries: list[Entry], lookup: Lookup, report: Report) -> Iterator[LabelledImage]:

@@ -1,4 +1,9 @@
-"""A measure of how much an image differs from the rendered faces on which all networks were trained."""
+"""Signals that an image differs from the rendered faces on which all networks were trained.
+
+No single one finds every kind of stranger. Texture finds photographs, drawings and blur, but knows little of the
+arrangement of a face. Reconstruction finds what covers a face. The mirror finds faces that are turned or upside down.
+`python benchmarks/unfamiliar.py` measures each on many kinds of pictures, and the shares of false alarms and of hits.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from expr_lib import WEIGHTS, tensors
 from expr_lib.datasets import FaceData
 from expr_lib.errors import InputError
 from expr_lib.files import sha256
-from expr_lib.measure.judges import SIZE, IdentityJudge, judge_all, judge_paths
+from expr_lib.importers.align import face_mask
+from expr_lib.measure.judges import SIZE, IdentityJudge, judge_all, judge_paths, load_judges
+from expr_lib.model import Swapper
+from expr_lib.moving import resize
 from expr_lib.schema import FamiliarFile, checked
+from expr_lib.swap import load
 
 FALSE_ALARMS = 0.01
 """Share of held-out renders that are called unfamiliar."""
+
+SIGNALS = {
+    "texture": "unusual texture, colours or sharpness",
+    "reconstruction": "a part that the network cannot put together again, such as something that covers the face",
+    "mirror": "another expression read from its mirror image, as from a face that is turned or upside down",
+}
+"""What each signal tells."""
+LIMITS = {"texture": 0.98, "reconstruction": 0.159, "mirror": 0.469}
+"""Values that 1 in 200 rendered faces exceed: `python benchmarks/unfamiliar.py` prints them for the shipped weights."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +90,40 @@ def load_familiar(judge: IdentityJudge, folder: str | Path = WEIGHTS) -> Familia
     if not (scale["spread"].min() > 0 and scale["limit"] > 0):
         raise InputError(f"{path}: spread and limit: found a number that is not positive, expected positive numbers")
     return Familiar(judge, scale["mean"], scale["spread"], float(scale["limit"]))
+
+
+@dataclass(frozen=True)
+class Unfamiliarity:
+    """The three `SIGNALS` of an image, from the identity judge and a swapper of the second generation."""
+
+    familiar: Familiar
+    swapper: Swapper
+
+    @torch.no_grad()
+    def measure(self, image: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> the signals (B, 3) in the order of `SIGNALS`.
+
+        `texture` is the distance of `Familiar`; `reconstruction` the mean error of the self-reconstruction, in [0, 2],
+        in the worst square of the face, an eighth of the side wide; `mirror` the mean difference of the intensities, in
+        [0, 5], that are read from the image and from its mirror image. Our choice.
+        """
+        swapper, texture = self.swapper, self.familiar.distance(image)
+        image = resize(image, swapper.config.size)  # (B, 3, S, S)
+        f_f, f_r = swapper.encode(image)
+        error = (swapper.generate(f_f, f_r) - image).abs().mean(1, keepdim=True)  # (B, 1, S, S)
+        error = error * torch.from_numpy(face_mask(error.shape[-1])).to(error)
+        patch = max(1, error.shape[-1] // 8)
+        reconstruction = F.avg_pool2d(error, patch, max(1, patch // 2)).amax((1, 2, 3))
+        mirrored, _ = swapper.read_au(image.flip(-1))
+        mirror = (swapper.intensities(f_r) - swapper.intensities(mirrored)).abs().mean(1)
+        return torch.stack([texture.to(mirror), reconstruction, mirror], 1).cpu()
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, list[str]]:
+        """Images as in `measure` -> the largest signal over its limit (B,), above 1 if unfamiliar, and its name."""
+        share, which = (self.measure(image) / torch.tensor(list(LIMITS.values()))).max(1)
+        return share, [list(LIMITS)[k] for k in which.tolist()]
+
+
+def load_unfamiliarity() -> Unfamiliarity:
+    """The signals of the shipped weights, for which `LIMITS` holds; errors as in `load_familiar` and `load`."""
+    return Unfamiliarity(load_familiar(load_judges().identity), load())

@@ -29,22 +29,23 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from expr_lib import checkpoint
-from expr_lib.datasets import FaceData, batches
+from expr_lib.datasets import FaceData
 from expr_lib.facs import MAX_INTENSITY
 from expr_lib.losses import weighted_mean
 from expr_lib.model import ModelConfig, Swapper, au_classes
+from expr_lib.run import CHECKPOINT, all_tensors, restore
 from expr_lib.signals import stop_signals
-from expr_lib.step import Batch, TrainConfig, augment, batch_of, frozen, partner
-from expr_lib.train import accelerator, average
+from expr_lib.step import Batch, TrainConfig, augment, frozen, partner
+from expr_lib.train import accelerator, average, batches_from
 
 METHODS = ("GANimation", "StarGAN")
 Estimator = Callable[[Tensor], Tensor]
@@ -321,46 +322,39 @@ def train_editor(
 ) -> Path:
     """Train an editor with its own losses on pairs of two people, or continue its run -> its checkpoint.
 
-    `guide` is a checkpoint whose AU branch guides the editor. Batches, averaging and checkpoints are those of
-    `expr_lib`; of `config`, the fields steps, batch_size, ema, seed, device, precision and save_every are used. The
-    rate falls to 0 over the second half, as in StarGAN. A run that was killed and continued ends with the same bits.
+    `guide` is a checkpoint whose AU branch guides the editor. Of `config`, the fields steps, batch_size, ema, seed,
+    device, precision and save_every are used. Batches, averaging and state are those of `expr_lib.train`; only its log,
+    samples and metadata are missing here, since they need a swapper. The rate falls to 0 over the second half, as in
+    StarGAN. A run that was killed and continued ends with the same bits.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = replace(config, model=replace(config.model, size=data.size, n_aus=len(data.au_names)))
-    path, here, learns = folder / "checkpoint.safetensors", accelerator(config), data.subset("train")
+    model = replace(config.model, size=data.size, n_aus=len(data.au_names))
+    config = replace(config, model=model, supervision="unpaired", warmup_steps=0)
+    path, here = folder / CHECKPOINT, accelerator(config)
     torch.manual_seed(config.seed)
     method = Editor(name, c).to(here.device, memory_format=torch.channels_last)
     method.autocast = here.autocast
     if guide is not None:
         method.guide = checkpoint.load_swapper(guide, str(here.device))
     ema = copy.deepcopy(method.G).eval().requires_grad_(False)
-    nets, optimizers = {"G": method.G, "D": method.D, "ema": ema}, {"opt_G": method.opt_G, "opt_D": method.opt_D}
+    nets = SimpleNamespace(G=method.G, D=method.D, ema=ema, opt_G=method.opt_G, opt_D=method.opt_D)
     about: dict[str, Any] = {"method": name, "baseline": asdict(c), "step": 0}
     if (last := checkpoint.load_last(path)) is not None:
         about["step"] = last[1]["step"]
-        for key, net in nets.items():
-            checkpoint.load_module(key, net, last[0], path)
-        for key, optimizer in optimizers.items():
-            checkpoint.load_optimizer(key, optimizer, last[0])
+        restore(nets, last[0], path)
 
-    subjects = torch.from_numpy(np.unique(learns.subject[learns.subject >= 0])).to(here.device)
-    first = about["step"]
-    pairs = batches(learns, config.batch_size, seed=config.seed, device=here.device, first=first)
+    first, saved = about["step"], {config.steps, *range(0, config.steps, config.save_every)}
+    steps = batches_from(first, config, data.subset("train"), here.device)
     with stop_signals(signal.SIGINT, signal.SIGTERM) as stop:
-        for step in tqdm(range(first, config.steps), initial=first, total=config.steps, unit="step"):
-            torch.manual_seed(config.seed * 1_000_003 + step)
-            batch = batch_of(next(pairs), subjects, config)
-            for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
+        for step, batch in tqdm(steps, initial=first, total=config.steps, unit="step"):
+            for group in method.opt_G.param_groups + method.opt_D.param_groups:
                 group["lr"] = c.lr * min(1.0, 2 * (1 - step / config.steps))
             loss = train_step(method, batch, step)
             average(ema, method.G, config.ema, step)
-            about["step"] = step + 1
-            if about["step"] in (config.steps, *range(0, config.steps, config.save_every)) or stop:
+            if step + 1 in saved or stop:
                 if not torch.stack(list(loss.values())).isfinite().all():
                     raise FloatingPointError(f"{folder}: step {step}: a loss is not finite: {loss}")
-                tensors = [checkpoint.module_tensors(k, net) for k, net in nets.items()]
-                tensors += [checkpoint.optimizer_tensors(k, optimizer) for k, optimizer in optimizers.items()]
-                checkpoint.save(path, {k: t for part in tensors for k, t in part.items()}, about, keep_previous=True)
+                checkpoint.save(path, all_tensors(nets), about | {"step": step + 1}, keep_previous=True)
             if stop:
                 raise KeyboardInterrupt
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from expr_lib.losses import au_weights, class_weights
 from expr_lib.model import Swapper, au_classes
 from expr_lib.muon import muon
 from expr_lib.run import CHECKPOINT, Run
-from expr_lib.step import Nets, batch_of, train_step, warmup_step
+from expr_lib.step import Batch, Nets, batch_of, train_step, warmup_step
 from expr_lib.step import TrainConfig as TrainConfig  # callers of `train` need it
 from expr_lib.take_step import take_step
-from expr_lib.tensors import previous
+from expr_lib.tensors import is_sound, previous
 
 MAX_NUMBERS = 2 * 10**9
 """Largest number of weights in all networks; with gradients and averages these need some 32 GB."""
@@ -124,6 +125,24 @@ def average(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
             kept.copy_(now)  # statistics of batch norm are already averages
 
 
+def batches_from(
+    first: int, config: TrainConfig, learn: FaceData, device: torch.device
+) -> Iterator[tuple[int, Batch]]:  # fmt: skip
+    """(step, its batch) for the steps `first` to `config.steps - 1`: of two people in the warm-up, then as supervised.
+
+    The random numbers of a step depend on seed and step only, so a run that goes on is the same as one without a pause.
+    """
+    subjects = torch.from_numpy(np.unique(learn.subject)).to(device)
+    takes = config.supervision == "takes"
+    for step in range(first, config.steps):
+        warm = step < config.warmup_steps
+        if step in (first, config.warmup_steps):
+            n = config.warmup_batch_size if warm else config.batch_size
+            pairs = batches(learn, n, seed=config.seed, device=device, first=step, takes=takes and not warm)
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        yield step, batch_of(next(pairs), subjects, config)
+
+
 def train(
     config: TrainConfig,
     data: FaceData,
@@ -147,7 +166,8 @@ def train(
     and the AU branch stay as they are and read; this needs `start_from` weights.
     """
     run = Path(run)
-    learn, exists = data.subset("train"), any(path.exists() for path in (run / CHECKPOINT, previous(run / CHECKPOINT)))
+    own = [path for path in (run / CHECKPOINT, previous(run / CHECKPOINT)) if path.exists()]
+    learn = data.subset("train")
     labelled = not np.isnan(learn.au).all()
     config = settled(config, learn)
     if (people := len(np.unique(learn.subject))) < 2 and config.supervision != "takes":
@@ -155,45 +175,37 @@ def train(
     if not labelled and not (start_from and config.supervision == "takes"):
         raise InputError("labels: found none, expected some; without labels, takes and --start-from weights are needed")
     if start_from:
-        config = replace(config, model=checkpoint.fine_tune_config(start_from, config.model), warmup_steps=0)
+        source = next((path for path in own if is_sound(path)), own[0]) if own else start_from
+        config = replace(config, model=checkpoint.fine_tune_config(source, config.model), warmup_steps=0)
     nets = build_nets(config, learn)
-    here = nets.accelerator
+    here, told = nets.accelerator, list[str]()
     about = {"train": {k: v for k, v in asdict(config).items() if k != "model"}, "data": data.meta}
-    if start_from:
+    if start_from and own:
+        told.append(f"{run}: this run exists and goes on with its own weights; --start-from counts for nothing")
+    elif start_from:
         heads = checkpoint.start_from(start_from, nets.swapper)
         nets.ema.load_state_dict(nets.swapper.state_dict())
         nets.ema.table = nets.swapper.table
         about["start"] = {"from": str(start_from), "heads": heads}
-        if here.is_main_process and exists:
-            tqdm.write(f"{run}: this run exists and goes on with its own weights; --start-from counts for nothing")
-        elif here.is_main_process:
-            which = "; ".join(f"{what} {', '.join(names) or 'none'}" for what, names in heads.items())
-            tqdm.write(f"AU heads of {start_from}: {which}")
+        which = "; ".join(f"{what} {', '.join(names) or 'none'}" for what, names in heads.items())
+        told.append(f"AU heads of {start_from}: {which}")
     if not labelled:
         nets.swapper.only_read()
         nets.ema.only_read()
-        if here.is_main_process:
-            tqdm.write("no image has a label: take and put learn from the takes, E and the AU branch stay as they are")
+        told.append("no image has a label: take and put learn from the takes, E and the AU branch stay as they are")
+    for line in told if here.is_main_process else ():
+        tqdm.write(line)
     for size in (config.warmup_batch_size, config.batch_size):
         if size % here.num_processes:
             raise InputError(f"batch size {size}: expected a multiple of the {here.num_processes} processes")
-    takes = config.supervision == "takes"
-    subjects = torch.from_numpy(np.unique(learn.subject)).to(here.device)
 
     with Run(run, config, nets, data, about, allow_changes) as this:
-        for step in range(this.start, config.steps):
-            warm = step < config.warmup_steps
-            if step in (this.start, config.warmup_steps):
-                n = config.warmup_batch_size if warm else config.batch_size
-                pairs = batches(learn, n, seed=config.seed, device=here.device, first=step, takes=takes and not warm)
-            torch.manual_seed(config.seed * 1_000_003 + step)  # the random numbers of a step depend on the step only
-            batch = batch_of(next(pairs), subjects, config)
+        for step, batch in batches_from(this.start, config, learn, here.device):
             set_learning_rates(nets, config, step, 300 if labelled else RISE)
-            loss = (
-                warmup_step(nets, batch, config, step / config.warmup_steps)
-                if warm
-                else (take_step if takes else train_step)(nets, batch, config)
-            )
+            if step < config.warmup_steps:
+                loss = warmup_step(nets, batch, config, step / config.warmup_steps)
+            else:
+                loss = (take_step if config.supervision == "takes" else train_step)(nets, batch, config)
             average(nets.ema, nets.swapper, config.ema, step)
             this.after(step, loss)
     here.end_training()  # all processes wait here until the last checkpoint is written

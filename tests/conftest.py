@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_faces(tiny_folder: Path) -> FaceData:
     return FaceData.open(tiny_folder)
+
+
+@pytest.fixture
+def no_figure_stays_open() -> Iterator[None]:
+    yield
+    import matplotlib.pyplot as plt  # slow to import
+
+    plt.close("all")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

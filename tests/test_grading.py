@@ -92,6 +92,15 @@ def running(mark: str) -> bool:
     return any(mark.encode() in line for line in found)
 
 
+def ends(mark: str) -> bool:
+    """Whether such a process ends within five seconds."""
+    for _ in range(50):
+        if not running(mark):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def usable(kind: str, tmp_path: Path) -> None:
     shared, data = tmp_path / "try", tmp_path / "nothing"
     shared.mkdir()
@@ -121,11 +130,7 @@ def test_what_a_program_in_the_sandbox_can_reach(kind, tmp_path, monkeypatch, re
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    for _ in range(50):
-        if not running(mark):
-            break
-        time.sleep(0.1)
-    said["daemon"] = "lives on" if running(mark) else "ended"
+    said["daemon"] = "ended" if ends(mark) else "lives on"
     record_property("table", "\n".join([kind, *(f"{what:26} {found}" for what, found in said.items())]))
 
     assert said["data"] == repr("1,2") and said["environment"] is None and said["large file"] == "OSError"
@@ -403,11 +408,7 @@ def test_a_run_of_attacks_and_of_mistakes(tmp_path, monkeypatch, record_property
     said = json.loads(printed)
     table += [f"{what:28} {found}" for what, found in said.items()]
     assert len(said) == 8
-    for _ in range(50):
-        if not running(mark):
-            break
-        time.sleep(0.1)
-    assert not running(mark)
+    assert ends(mark)
     assert "REACHED" not in said["the environment"] and "REACHED" not in said["its own notebook"]
     if "NOT ISOLATED" not in output:
         assert not [what for what, found in said.items() if "REACHED" in found]

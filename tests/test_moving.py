@@ -293,6 +293,12 @@ def test_takes_without_labels_teach_take_and_put_while_the_au_branch_reads(data,
     assert "E and the AU branch stay as they are" in capsys.readouterr().out
     assert changed_parts(before, after) == {"free", "take", "put"}
     assert torch.equal(after.table, before.table)
+    gone = tmp_path / "gone.safetensors"  # a run that goes on reads nothing but its own checkpoint
+    train(replace(TINY, seed=1, steps=3), films, tmp_path / "again", first)
+    again = train(replace(TINY, seed=1), films, tmp_path / "again", gone, allow_changes=True)
+    assert "--start-from counts for nothing" in capsys.readouterr().out
+    assert torch.equal(load_swapper(again).table, before.table)
+    assert changed_parts(before, load_swapper(again)) == {"free", "take", "put"}
 
 
 def test_what_changes_when_a_run_goes_on_is_told(data, tmp_path, capsys):

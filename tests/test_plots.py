@@ -15,11 +15,7 @@ from expr_lib.facs import ACTION_UNITS, AU_NAMES
 from expr_lib.images import read_image
 from expr_lib.measure import plots
 
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
 
 
 def colors(rows: int, columns: int) -> np.ndarray:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from huggingface_hub import ModelCard
 
-from expr_lib import SHIPPED
+from expr_lib import SHIPPED, losses, model
 from expr_lib.apps import cli
+from expr_lib.measure import metrics
 from expr_lib.measure.cards import MARKERS, folded_table, head
+from expr_lib.model import ModelConfig
+from expr_lib.step import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / x for x in ("README.md", "CONTRIBUTING.md", "expr_lib/README.md", "benchmarks/README.md")]
@@ -77,9 +82,36 @@ def test_a_model_card_has_the_numbers_of_its_result_file(name):
     assert text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip() == table.strip()
 
 
+METHOD = (ROOT / "expr_lib" / "README.md").read_text()
+
+
+def test_the_index_of_equations_names_what_the_code_has():
+    """Every `module.name` of the method page exists, and every loss and every network is in its index."""
+    for name in set(re.findall(r"`((?!torch)[a-z_]+(?:\.\w+)+)`", METHOD)):
+        assert name.endswith(".py") or pkgutil.resolve_name(f"expr_lib.{name}"), name
+    index = METHOD.split("## Where each equation is")[1].split("\n## ")[0]
+    defined = {f"losses.{name}" for name in vars(losses) if name.endswith("_loss")}
+    defined |= {
+        f"model.{net.__name__}" for net in (model.E, model.G, model.DG, model.MovingDG, model.D_f, model.D_r, model.D)
+    }
+    assert not {name for name in defined if f"`{name}`" not in index}
+    measures = re.findall(r"`(\w+)`", next(row for row in index.splitlines() if "measure/metrics.py" in row))
+    assert measures and all(hasattr(metrics, name) for name in measures)
+
+
+def test_the_settings_on_the_method_page_exist():
+    hints = get_type_hints(TrainConfig) | get_type_hints(ModelConfig)
+    settings = re.findall(r'`(\w+)=("?)(\w+)"?`', METHOD)
+    assert len(settings) >= 4
+    for name, quoted, value in settings:
+        assert name in hints and (not quoted or value in get_args(hints[name])), name
+    for name in ("detach_f_r", "detach_swap", "conditional"):
+        assert f"`{name}`" in METHOD and name in hints
+
+
 def test_the_five_calls_run_as_printed(tmp_path, monkeypatch):
     """The code on the method page, executed where it says: in the folder of the repository or of the course."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "expr_lib" / "README.md").read_text(), re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", METHOD, re.S)
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
     names: dict = {}

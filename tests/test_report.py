@@ -19,6 +19,8 @@ from expr_lib.measure import report
 from expr_lib.measure.cards import markdown_table
 from expr_lib.measure.evaluate import evaluate
 
+pytestmark = pytest.mark.usefixtures("no_figure_stays_open")
+
 SWAPPER = Mixer(gain=0.7)
 
 
@@ -27,12 +29,6 @@ def results():
     torch.manual_seed(0)
     settings = {"n_pairs": 60, "n_resamples": 10, "n_probe": 20, "n_moves": 2, "progress": False}
     return evaluate(SWAPPER, PLAN, ToyRenderer(), JUDGES, about={"checkpoint": "toy"}, **settings)
-
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ def kid(x: Tensor, y: Tensor) -> Tensor:
     `k(u, v) = (u.v / D + 1)^3`; it may be slightly negative. The two sets must be drawn independently.
     Source: Binkowski et al., *Demystifying MMD GANs*, ICLR 2018.
     """
-    return mmd2(*(polynomial_kernel(u, v) for u, v in ((x, x), (y, y), (x, y))))
+    return mmd2(polynomial_kernel(x, x), polynomial_kernel(y, y), polynomial_kernel(x, y))
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:

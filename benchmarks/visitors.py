@@ -47,8 +47,8 @@ def visit(address: str) -> dict:
 
     def send(kind: str, **content: object) -> None:
         header = {"msg_id": uuid.uuid4().hex, "session": session, "username": "", "version": "5.3", "msg_type": kind}
-        message = {"header": header, "parent_header": {}, "metadata": {}, "channel": "shell", "content": content}
-        socket.send(json.dumps(message))
+        message = {"header": header, "parent_header": {}, "channel": "shell", "content": content}
+        socket.send(json.dumps(message | {"metadata": {"version": "1.0.0"}}))
 
     def with_picture() -> dict:
         """The content of the next message that carries bytes: their places come first, then the message as JSON."""

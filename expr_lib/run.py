@@ -282,7 +282,7 @@ class Log:
 
     @staticmethod
     def in_thread(error: threading.ExceptHookArgs) -> None:
-        """TensorBoard writes in a thread and raises its errors again in ours, so that of a full disk is not shown here."""
+        """TensorBoard raises the errors of its thread again in ours, so that of a full disk is not shown here."""
         if not issubclass(error.exc_type, OSError):
             threading.__excepthook__(error)
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import statistics
+import struct
 import sys
 import tempfile
 import threading
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from browser import served
 from faces import processor
 
-VISITORS, MOVES, IDLE_SECONDS = 20, 3, 120
+VISITORS, MOVES, IDLE_SECONDS = 20, 3, 60
 APP = Path(__file__).parents[1] / "notebooks" / "app"
 SLIDER = "all together, from a to b"
 together = threading.Barrier(VISITORS)
@@ -39,22 +40,34 @@ def visit(address: str) -> dict:
     with urllib.request.urlopen(address, timeout=1200) as page:
         text = page.read().decode()
     opened = time.monotonic() - began
-    kernel = re.search(r'"kernelId":\s*"([0-9a-f-]+)"', text)[1]
-    states = json.loads(re.search(r"widget-state\+json\">(.*?)</script>", text, re.DOTALL)[1])["state"]
-    slider = next(key for key, model in states.items() if model["state"].get("description") == SLIDER)
-    together.wait()
-    session, moves = uuid.uuid4().hex, []
+    kernel, session, moves = re.search(r'"kernelId":\s*"([0-9a-f-]+)"', text)[1], uuid.uuid4().hex, []
     socket = create_connection(
-        f"{address.replace('http', 'ws')}/api/kernels/{kernel}/channels?session_id={session}", timeout=300
+        f"{address.replace('http', 'ws')}/api/kernels/{kernel}/channels?session_id={session}", timeout=600
     )
-    for k in range(MOVES):
-        header = {"msg_id": uuid.uuid4().hex, "session": session, "username": "", "version": "5.3"}
-        data = {"method": "update", "state": {"value": (k + 1) / 10}, "buffer_paths": []}
-        message = {"header": header | {"msg_type": "comm_msg"}, "parent_header": {}, "metadata": {}, "channel": "shell"}
-        began = time.monotonic()
-        socket.send(json.dumps(message | {"content": {"comm_id": slider, "data": data}}))
-        while isinstance(socket.recv(), str):  # a picture is the first message with bytes
+
+    def send(kind: str, **content: object) -> None:
+        header = {"msg_id": uuid.uuid4().hex, "session": session, "username": "", "version": "5.3", "msg_type": kind}
+        message = {"header": header, "parent_header": {}, "channel": "shell", "content": content}
+        socket.send(json.dumps(message | {"metadata": {"version": "1.0.0"}}))
+
+    def with_picture() -> dict:
+        """The content of the next message that carries bytes: their places come first, then the message as JSON."""
+        while isinstance(found := socket.recv(), str):
             pass
+        _, first, second = struct.unpack("!III", found[:12])
+        return json.loads(found[first:second])["content"]["data"]
+
+    send("comm_open", comm_id="states", target_name="jupyter.widget.control", data={})
+    send("comm_msg", comm_id="states", data={"method": "request_states"})
+    while "states" not in (models := with_picture()):
+        pass
+    slider = next(key for key, model in models["states"].items() if model["state"].get("description") == SLIDER)
+    together.wait(600)
+    for k in range(MOVES):
+        began = time.monotonic()
+        moved = {"method": "update", "state": {"value": (k + 1) / 10}, "buffer_paths": []}
+        send("comm_msg", comm_id=slider, data=moved)
+        with_picture()
         moves.append(time.monotonic() - began)
     socket.close()
     return {"opened": opened, "moves": moves}

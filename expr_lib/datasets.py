@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -235,12 +236,11 @@ def read_images(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; expected uint8 images of shape {shape}")
     try:
-        images = np.lib.format.open_memmap(path, mode="r")
+        with warnings.catch_warnings(record=True):  # NumPy warns about headers of Python 2
+            images = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # numpy raises various errors for damaged headers
-        found, expected = path.stat().st_size, int(np.prod(shape))
-        raise InputError(
-            f"{path}: truncated or not .npy: found {found} bytes, expected {expected} of pixels and a header ({error})"
-        ) from None
+        sizes = f"found {path.stat().st_size} bytes, expected {int(np.prod(shape))} of pixels and a header"
+        raise InputError(f"{path}: truncated or not .npy: {sizes} ({error})") from None
     if images.shape != shape or images.dtype != np.uint8:
         raise InputError(f"{path}: found {images.dtype} of shape {images.shape}, expected uint8 of shape {shape}")
     if images.nbytes > RESIDENT_BYTES and isinstance(images.base, mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):

@@ -31,7 +31,9 @@ def pins(python: str) -> dict[str, str]:
         if not line or line.startswith("#"):
             continue
         requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"python_version": python}):
+        if requirement.marker and not requirement.marker.evaluate(
+            {"python_version": python, "python_full_version": f"{python}.9"}
+        ):
             continue
         name = canonicalize_name(requirement.name)
         (specifier,) = requirement.specifier

@@ -734,6 +734,7 @@ def test_images_of_a_data_set(family: Family, data: Path, tmp_path: Path) -> Non
         "('a',)",
         "()",
         "(32.0, 16, 16, 3)",
+        "(32L, 16L, 16L, 3L)",  # of Python 2, which NumPy warns about
     ]
     contents = [header(form.format("'|u1'", False, shape)) for shape in shapes]
     contents += [

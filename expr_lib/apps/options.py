@@ -128,7 +128,8 @@ def one_line(error: BaseException) -> str:
         return needed(error.name.partition(".")[0])
     text = str(error)
     if isinstance(error, OSError) and text.startswith("[Errno"):
-        what = f"{os.fsdecode(error.filename)}: cannot be read or written" if error.filename else "cannot read or write"
+        name = error.filename2 or error.filename  # of a renaming, what the user named
+        what = f"{os.fsdecode(name)}: cannot be read or written" if name else "cannot read or write"
         advice = ADVICE.get(error.errno or 0, "set it right and run the same command again")
         text = f"{what}: {(error.strerror or 'error').lower()}; {advice}"
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())  # names may hold anything

@@ -3,17 +3,27 @@
 import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
+from expr_lib.apps.held_out import held_out_faces, say_if_unfamiliar
 from expr_lib.datasets import FaceData, to_float
+from expr_lib.faces.render import load_renderer
 from expr_lib.facs import AU_NAMES
 from expr_lib.measure import train_judges as training
 from expr_lib.measure.dlib_judge import dlib_judge
-from expr_lib.measure.familiar import calibrate, load_familiar, save_familiar
+from expr_lib.measure.familiar import (
+    LIMITS,
+    SIGNALS,
+    calibrate,
+    load_familiar,
+    load_unfamiliarity,
+    save_familiar,
+)
 from expr_lib.measure.judges import (
     FALSE_ACCEPTS,
     AUJudge,
@@ -37,6 +47,7 @@ from expr_lib.measure.train_judges import (
     train_judges,
 )
 
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 TINY = JudgeConfig(epochs=6, batch_size=32, width=8, lr=1e-2, bf16=False)
 
 
@@ -199,6 +210,31 @@ def test_the_shipped_scale_belongs_to_the_shipped_judge():
     familiar = load_familiar(load_judges().identity)
     assert familiar.mean.shape == familiar.spread.shape == (704,) and 1 < familiar.limit < 3
     assert familiar.distance(torch.rand(2, 3, 64, 64) * 2 - 1).min() > 1
+
+
+def test_renders_are_familiar_and_upside_down_or_as_noise_they_are_not(capsys):
+    images = held_out_faces(128).render(load_renderer(), [0, 100, 200, 300, 400])[0].numpy()  # five people
+    both = np.concatenate([images, images[:, ::-1]])
+    share, signal = load_unfamiliarity()(to_float(torch.from_numpy(both)).permute(0, 3, 1, 2))
+    assert share[:5].max() < 1 < share[5:].median()
+    told = {name for name, x in zip(signal, share, strict=True) if x > 1}
+    assert told <= {"reconstruction", "mirror"}  # texture knows little of the arrangement
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+    names = [Path(name) for name in ("render", "noise")]
+    say_if_unfamiliar({}, names, np.stack([images[0], noise]))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("expr-lib: noise is unlike the faces of the training: ")
+    assert any(what in line for what in SIGNALS.values())
+    say_if_unfamiliar({"data": {"generator": "import/1"}}, names, np.stack([images[0], noise]))
+    assert capsys.readouterr().err == ""  # the limits hold for rendered faces only
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("unfamiliar.json")), ids=lambda file: file.name)
+def test_the_limits_are_those_that_were_measured_and_few_renders_exceed_them(file):
+    results = json.loads(file.read_text())
+    assert results["limits"] == LIMITS
+    warned = {row["kind"]: row["warned"] for row in results["rows"]}
+    assert warned["renders of another seed"] <= 0.02 and warned["photographs, aligned"] > 3 / 7
 
 
 def test_train_judges_wants_people_to_be_measured_on(faces, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Signals that an image differs from the rendered faces on which all networks were trained.
 
 No single one finds every kind of stranger. Texture finds photographs, drawings and blur, but knows little of the
-arrangement of a face. Reconstruction finds what covers a face. The mirror finds faces that are turned or upside down.
+arrangement of a face. Reconstruction and mirror know more of it: they find faces upside down and what covers a face.
 `python benchmarks/unfamiliar.py` measures each on many kinds of pictures, and the shares of false alarms and of hits.
 """
 
@@ -31,8 +31,8 @@ FALSE_ALARMS = 0.01
 
 SIGNALS = {
     "texture": "unusual texture, colours or sharpness",
-    "reconstruction": "a part that the network cannot put together again, such as something that covers the face",
-    "mirror": "another expression read from its mirror image, as from a face that is turned or upside down",
+    "reconstruction": "a part that the network cannot put together again, as if something covered the face",
+    "mirror": "another expression is read from its mirror image, as if the face were turned",
 }
 """What each signal tells."""
 LIMITS = {"texture": 0.98, "reconstruction": 0.159, "mirror": 0.469}

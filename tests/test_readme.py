@@ -111,7 +111,7 @@ def test_the_settings_on_the_method_page_exist():
 
 def test_the_five_calls_run_as_printed(tmp_path, monkeypatch):
     """The code on the method page, executed where it says: in the folder of the repository or of the course."""
-    (code,) = re.findall(r"```python\n(.*?)```", METHOD, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", METHOD, re.S)
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -120,6 +120,19 @@ def test_the_five_calls_run_as_printed(tmp_path, monkeypatch):
     assert names["a"].shape == names["b"].shape == names["swapped_a"].shape == names["smile"].shape == shape
     assert (tmp_path / "smile.png").is_file() and names["au"].shape == (17,) and 0 <= names["au"].min()
     assert abs(names["swapped_a"].astype(int) - names["a"]).max() > 30
+
+
+def test_a_data_folder_is_a_torch_data_set_as_printed(tiny_folder, tmp_path, monkeypatch):
+    _, code = re.findall(r"```python\n(.*?)```", METHOD, re.S)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "faces").symlink_to(tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert len(names["items"]) == 24 and names["x"].shape == (8, 3, 16, 16)  # the last batch of 16 + 8
+    item = names["items"][5]
+    assert (item["image"] == names["faces"].images[5]).all() and (item["au"] == names["faces"].au[5]).all()
+    assert names["au"].shape == (8, 3) and abs(names["x"]).max() <= 1
 
 
 def test_the_results_are_those_of_the_shipped_weights_and_the_command_beside_them():

@@ -114,6 +114,7 @@ results: $(READY)
 	$(BIN)/expr-lib card $(R)/moved-128.json $(W)/moved-128.md --beside $(R)/moved-128-at-256.json $(R)/moved-64.json $(R)/scratch-64.json $(R)/swap-64.json
 	$(BIN)/expr-lib card $(R)/moved-64.json $(W)/moved-64.md --beside $(R)/swap-64.json
 	$(BIN)/expr-lib card $(R)/swap-64.json $(W)/swap-64.md
+	$(BIN)/python benchmarks/limits.py
 	@mkdir -p build && $(BIN)/papermill --cwd notebooks notebooks/00_start_here.ipynb build/00_start_here.ipynb
 	@cp build/notebooks/00_start_here/swap.png notebooks/figures/swap.png
 

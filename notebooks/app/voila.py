@@ -1,7 +1,7 @@
 """How many may use the app at once, and for how long a page that nobody touches keeps its place.
 
 `make app` starts Voila with it: `voila notebooks/app/mixer.ipynb --Voila.config_file_paths=notebooks/app`.
-Each visitor has a Python process of about 350 MB on this machine. Whoever comes when all places are taken is told so.
+Each visitor has a Python process of about 600 MB of memory. Whoever comes when all places are taken is told so.
 """
 
 import os

@@ -32,7 +32,7 @@ from expr_lib.measure.familiar import LIMITS, SIGNALS, Unfamiliarity, load_unfam
 
 SIZE, SEED, ALTERED = 128, 771, 40
 RARE = 1 / 300
-"""Share of the renders that exceed the limit of one signal, so that about 1 in 100 exceeds any."""
+"""Share of the renders that exceed the limit of one signal, see the table for how many exceed any."""
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "blurred by 2 of 128 pixels": lambda face: face.filter(ImageFilter.GaussianBlur(2)),
     "blurred by 4 of 128 pixels": lambda face: face.filter(ImageFilter.GaussianBlur(4)),
@@ -123,7 +123,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     found = dict(zip(SIGNALS, (float(f"{x:.3g}") for x in limits), strict=True))
     results = {
-        "command": "python benchmarks/unfamiliar.py", "machine": machine(), "renders": options.renders,
+        "command": f"python benchmarks/unfamiliar.py{' FOLDER' if options.folder else ''}", "machine": machine(), "renders": options.renders,
         "limits": found, "rows": rows,
     }  # fmt: skip
     write_results(options.out / "unfamiliar.json", results)

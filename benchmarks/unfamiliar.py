@@ -123,7 +123,8 @@ def main() -> None:
         print(rows[-1], flush=True)
     found = dict(zip(SIGNALS, (float(f"{x:.3g}") for x in limits), strict=True))
     results = {
-        "command": f"python benchmarks/unfamiliar.py{' FOLDER' if options.folder else ''}", "machine": machine(), "renders": options.renders,
+        "command": "python benchmarks/unfamiliar.py" + " FOLDER" * bool(options.folder),
+        "machine": machine(), "renders": options.renders,
         "limits": found, "rows": rows,
     }  # fmt: skip
     write_results(options.out / "unfamiliar.json", results)

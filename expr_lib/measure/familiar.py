@@ -35,8 +35,8 @@ SIGNALS = {
     "mirror": "another expression is read from its mirror image, as if the face were turned",
 }
 """What each signal tells."""
-LIMITS = {"texture": 0.98, "reconstruction": 0.159, "mirror": 0.469}
-"""Values that 1 in 200 rendered faces exceed: `python benchmarks/unfamiliar.py` prints them for the shipped weights."""
+LIMITS = {"texture": 0.984, "reconstruction": 0.164, "mirror": 0.484}
+"""Values that 1 in 300 rendered faces exceed: `python benchmarks/unfamiliar.py` prints them for the shipped weights."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Does fine-tuning on films without labels adapt to another world? The gain there before and after.
 
-    python benchmarks/fine_tuning.py     # ten minutes of a core; if interrupted, it goes on where it stopped
+    python benchmarks/fine_tuning.py     # twenty minutes of a core; if interrupted, it goes on where it stopped
 
 The other world has the same heads and muscles, but other materials: skin and lips of any colour, hair of any, hard
 light without a sky, and paint in a few flat tones instead of smooth shading. Forty people of it are filmed, twelve
@@ -83,7 +83,7 @@ def film(folder: Path, renderer: Renderer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--runs", type=Path, default=RESULTS.parents[1] / "runs/fine-tuning", help="goes on from here")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -148,7 +148,7 @@ def test_no_file_outside_the_tests_is_longer_than_400_lines():
 
 
 LAYERS = """
-errors facs files images signals films processes blocks moving model losses schema tensors
+errors facs files images signals films processes blocks moving model losses muon schema tensors
 datasets step take_step checkpoint run train swap
 faces.parameters faces.sample faces.head faces.render faces.plan faces.build
 importers.choose importers.pose importers.align importers.sheet photographs

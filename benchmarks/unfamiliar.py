@@ -101,7 +101,7 @@ def signals(measure: Unfamiliarity, images: list[np.ndarray]) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="photographs of your own, measured too")
-    parser.add_argument("--renders", type=int, default=300, help="of each seed")
+    parser.add_argument("--renders", type=int, default=900, help="of each seed")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     measure, rng = load_unfamiliarity(), np.random.default_rng(0)

@@ -212,11 +212,11 @@ def test_the_shipped_scale_belongs_to_the_shipped_judge():
     assert familiar.distance(torch.rand(2, 3, 64, 64) * 2 - 1).min() > 1
 
 
-def test_renders_are_familiar_and_upside_down_or_as_noise_they_are_not(capsys):
+def test_renders_are_familiar_upside_down_they_are_less_so_and_noise_is_not(capsys):
     images = held_out_faces(128).render(load_renderer(), [0, 100, 200, 300, 400])[0].numpy()  # five people
     both = np.concatenate([images, images[:, ::-1]])
     share, signal = load_unfamiliarity()(to_float(torch.from_numpy(both)).permute(0, 3, 1, 2))
-    assert share[:5].max() < 1 < share[5:].median()
+    assert share[:5].max() < 1 < share[5:].max() and share[5:].median() > 1.3 * share[:5].median()
     told = {name for name, x in zip(signal, share, strict=True) if x > 1}
     assert told <= {"reconstruction", "mirror"}  # texture knows little of the arrangement
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
@@ -234,7 +234,7 @@ def test_the_limits_are_those_that_were_measured_and_few_renders_exceed_them(fil
     results = json.loads(file.read_text())
     assert results["limits"] == LIMITS
     warned = {row["kind"]: row["warned"] for row in results["rows"]}
-    assert warned["renders of another seed"] < 0.04 and warned["photographs, aligned"] > 0.75
+    assert warned["renders of another seed"] < 0.02 and warned["photographs, aligned"] > 0.7
 
 
 def test_train_judges_wants_people_to_be_measured_on(faces, tmp_path, monkeypatch):

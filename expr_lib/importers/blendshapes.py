@@ -17,8 +17,8 @@ from expr_lib.importers.labels import intensity, landmarks
 from expr_lib.importers.source import IMAGE_ENDINGS, LabelledImage, Report, Tree, whole
 
 SHAPES = sorted({shape for unit in ACTION_UNITS for shape in unit.shapes})
-WEIGHTS = np.array([[unit.shapes.get(shape, 0.0) for unit in ACTION_UNITS] for shape in SHAPES])  # (shapes, AUs)
-AU_OF_SHAPES = np.linalg.inv(WEIGHTS)  # as many shapes as AUs
+SHARES = np.array([[unit.shapes.get(shape, 0.0) for unit in ACTION_UNITS] for shape in SHAPES])  # (shapes, AUs)
+AU_OF_SHAPES = np.linalg.inv(SHARES)  # as many shapes as AUs
 NAMING = ("image", "input", "file", "filename", "path")
 """Columns that may name the photograph or film of a row; without one, the name of the table is that of the film."""
 COUNTING = ("frame", "frame_number", "frame_id", "frameid", "frame_index")

@@ -27,7 +27,7 @@ from expr_lib.moving import as_map
 
 PROBE_SEED = 1909
 """Seed of the people on whom the probe of f_f is fitted; no other data set may use it."""
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+AMOUNTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Weights with which one AU is moved from a to b."""
 DIFFERS = 2.0
 """Smallest difference of intensity between two faces for an AU to be moved."""
@@ -171,7 +171,7 @@ def cross_talk(
     swapper: SwapMethod, plan: FacePlan, renderer: Renderer, judge: AUJudge, pairs: np.ndarray, *, n_each: int = 32,
     batch_size: int = 32, n_resamples: int = 1000, device: str = "cpu", progress: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Move one AU k from a to b, `G(f_f^a, mix(f_r^a, f_r^b, w e_k))`, w in `WEIGHTS`, and judge the results.
+    """Move one AU k from a to b, `G(f_f^a, mix(f_r^a, f_r^b, w e_k))`, w in `AMOUNTS`, and judge the results.
 
     For each k, these are the first `n_each` of the pairs (N, 2) of rows whose intensities of k differ by `DIFFERS`
     or more. The same is measured for true renders in which only k moves, to show the errors of the judge. f_r is
@@ -203,7 +203,7 @@ def cross_talk(
         image, donor = (render(plan, renderer, x[chunk], device) for x in (a, b))  # (B, 3, S, S) each
         (f_f, f_r), (_, f_r_b) = swapper.encode(image), swapper.encode(donor)
         network, truth = [], []
-        for w in WEIGHTS:
+        for w in AMOUNTS:
             network.append(judge(swapper.generate(f_f, mix(f_r, f_r_b, w * only.to(device))).float()))
             au = torch.lerp(plan.au[a[chunk]], plan.au[b[chunk]], w * only)  # (B, n_aus)
             true = replace(plan, subject=plan.subject[a[chunk]], views=plan.views[a[chunk]], au=au)
@@ -212,7 +212,7 @@ def cross_talk(
             read[name].append(torch.stack(values, 1).cpu().double())  # (B, 5, n_aus)
     who = plan.subject[a].numpy()
     return {
-        "weights": list(WEIGHTS),
+        "weights": list(AMOUNTS),
         "n_moves": {name: len(rows) for name, rows in zip(AU_NAMES, moves, strict=True)},
         **{name: _spread(torch.cat(x), unit, asked, who, n_resamples) for name, x in read.items()},
     }
@@ -222,7 +222,7 @@ def _spread(read: Tensor, unit: Tensor, asked: Tensor, who: np.ndarray, n_resamp
     """Judged intensities `read` (M, 5, n_aus) of M moves of AU `unit` (M,) by `asked` (M,) -> the measures."""
     path = (read - read[:, :1]) * asked.sign()[:, None, None]  # (M, 5, n_aus): > 0 is the right direction
     k = unit[:, None]
-    own = path.gather(2, k[:, None].expand(-1, len(WEIGHTS), 1))[:, :, 0]  # (M, 5)
+    own = path.gather(2, k[:, None].expand(-1, len(AMOUNTS), 1))[:, :, 0]  # (M, 5)
     changed = own[:, -1:].where(own[:, -1:] > 0, torch.nan)  # (M, 1)
     share = path[:, -1] / changed  # (M, n_aus)
     others = share.abs().scatter(1, k, 0.0).nan_to_num(torch.inf)  # (M, n_aus)

@@ -113,8 +113,11 @@ class Run:
             self.log.picture(done, sample(self.nets.ema, self.data, self.held_out, self.nets.accelerator.device))
         if self.log and (save or stop):
             tensors = all_tensors(self.nets)
-            if done == c.steps:
-                tensors[checkpoint.TABLE] = table(self.nets.ema, self.table_images, self.nets.accelerator.device)
+            kept = self.nets.ema.table if self.nets.ema.reads_only else None
+            if done == c.steps and not self.nets.ema.reads_only:
+                kept = table(self.nets.ema, self.table_images, self.nets.accelerator.device)
+            if kept is not None:
+                tensors[checkpoint.TABLE] = kept
             metadata = checkpoint.describe(self.nets.ema, step=done, **self.about)
             checkpoint.save(self.path, tensors, metadata, keep_previous=True)
         if stop:
@@ -178,8 +181,8 @@ def lock(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def all_tensors(nets: Nets) -> dict[str, Tensor]:
-    """All tensors that a resumed run needs."""
+def all_tensors(nets: Any) -> dict[str, Tensor]:
+    """The tensors of all networks and optimizers that are attributes of `nets`."""
     tensors: dict[str, Tensor] = {}
     for name, value in vars(nets).items():
         if isinstance(value, nn.Module):
@@ -187,6 +190,15 @@ def all_tensors(nets: Nets) -> dict[str, Tensor]:
         elif isinstance(value, torch.optim.Optimizer):
             tensors |= checkpoint.optimizer_tensors(name, value)
     return tensors
+
+
+def restore(nets: Any, tensors: dict[str, Tensor], path: Path) -> None:
+    """Fill the networks and optimizers from `all_tensors`; InputError for tensors that do not fit a network."""
+    for name, value in vars(nets).items():
+        if isinstance(value, nn.Module):
+            checkpoint.load_module(name, value, tensors, path)
+        elif isinstance(value, torch.optim.Optimizer):
+            checkpoint.load_optimizer(name, value, tensors)
 
 
 def resume(
@@ -215,27 +227,23 @@ def resume(
     if (last := checkpoint.load_last(path, check)) is None:
         return 0, []
     tensors, found = last
+    about |= {"start": found["start"]} if "start" in found else {}
     changed = differences(found, checkpoint.describe(nets.swapper, **about))
     other = {k: v for k, v in changed.items() if k not in FREE and not (k == "steps" and v[0] < v[1])}
     if other and not allow_changes:
         listed = ", ".join(f"{name} {before} (now {now})" for name, (before, now) in other.items())
         raise InputError(f"{path}: made with {listed}; continue with --allow-changes or choose another --run")
-    for name, value in vars(nets).items():
-        if isinstance(value, nn.Module):
-            checkpoint.load_module(name, value, tensors, path)
-        elif isinstance(value, torch.optim.Optimizer):
-            checkpoint.load_optimizer(name, value, tensors)
+    restore(nets, tensors, path)
+    nets.ema.table = tensors.get(checkpoint.TABLE)
     step = found.get("step", 0)
-    if "start" in found:
-        about["start"] = found["start"]
     if changed and nets.accelerator.is_main_process:
         listed = ", ".join(f"{name} {before} (now {now})" for name, (before, now) in changed.items())
         tqdm.write(f"{path}: changed from step {step} on: {listed}")
     return step, found.get("changes", []) + ([{"step": step} | changed] if changed else [])
 
 
-FREE = ("log_every", "sample_every", "save_every", "n_samples", "device", "precision", "compile", "start.from")
-"""Settings that do not change the result of training, except for rounding; a run starts only once."""
+FREE = ("log_every", "sample_every", "save_every", "n_samples", "device", "precision", "compile")
+"""Settings that do not change the result of training, except for rounding."""
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
@@ -256,7 +264,6 @@ def _settings(about: dict[str, Any]) -> dict[str, Any]:
         "take_weights.": asdict(TakeWeights()) | train["take_weights"],
         "model.": asdict(ModelConfig()) | about["model"],
         "data.": {name: text[:12] for name, text in about.get("data", {}).get("sha256", {}).items()},
-        "start.": {"from": about.get("start", {}).get("from")},
     }
     flat = {prefix + name: value for prefix, part in parts.items() for name, value in part.items()}
     return json.loads(json.dumps(flat))  # tuples are lists in a file
@@ -349,9 +356,7 @@ def take_gain(swapper: Swapper, data: FaceData, pairs: np.ndarray, device: torch
 
 @torch.no_grad()
 def table(swapper: Swapper, data: FaceData, device: torch.device) -> Tensor:
-    """The mean f_r of each AU at each intensity over these images, (n, 6, d); without labels the one it had."""
-    if swapper.reads_only and swapper.table is not None:
-        return swapper.table
+    """The mean f_r of each AU at each intensity over these images, (n, 6, d)."""
     chunks = np.array_split(np.arange(len(data)), -(-len(data) // 64))
     f_r = torch.cat([swapper.read_au(to_float(data.pixels(chunk, device)))[0].cpu() for chunk in chunks])
     return mean_f_r(f_r, torch.from_numpy(data.au))

@@ -132,6 +132,7 @@ def trained(cell: Cell, seed: int, folder: Path, args: argparse.Namespace) -> Pa
         generator="drawn" if cell.generator == "drawn" else "moved",
         take_weights=TakeWeights(au=0.0, guide=0.0),  # pixels alone, so that no loss prefers a guide
         detach_f_r=False, take_lr=8e-4, sample_every=args.steps,
+        muon=False,  # the editors of the papers have no movers, and all cells must have one optimizer
     )  # fmt: skip
     if cell.own_losses:
         c = BaselineConfig(size=data.size, n_aus=len(data.au_names), critic_steps=1, lr=4e-4)

@@ -295,7 +295,7 @@ def test_notebook_08_in_jupyterlab(browser, tmp_path):
     """Open it, run all cells, move a slider, choose a point of a map, save: no error on the page or in the file."""
     notebook = nbformat.read(NOTEBOOKS / "08_mixing_expressions.ipynb", as_version=4)
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    parameters.source += f"\nn_pairs, n_steps, n_people, out = 2, 2, 1, {str(tmp_path / 'out')!r}"
+    parameters.source += f"\nn_pairs, n_steps, n_people, out = 16, 2, 2, {str(tmp_path / 'out')!r}"
     notebook.cells.append(
         nbformat.v4.new_code_cell(
             "from expr_lib.apps.widgets import FeatureMap\n"

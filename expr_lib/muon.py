@@ -39,8 +39,8 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 class Muon(torch.optim.Adam):
     """Adam whose groups with `muon=True` are updated by Muon, with Nesterov momentum.
 
-    The state of a weight in such a group is `step` and `exp_avg`, the mean gradient. An update has the root mean square
-    0.2 of a typical update by Adam (Liu et al., Muon is Scalable for LLM Training, 2025), so `lr` means the same.
+    The state of a weight in such a group is `step` and `exp_avg`, the mean gradient. An update has a root mean square
+    of about 0.2, like one by Adam (Liu et al., Muon is Scalable for LLM Training, 2025), so `lr` means the same.
     """
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ def say_if_unfamiliar(about: dict[str, Any], names: Sequence[Path], faces: Any) 
         if share > 1:
             print(
                 f"expr-lib: {name} is unlike the faces of the training: {SIGNALS[signal]} "
-                f"({share:.2f}; 96 of 100 rendered faces are below 1.00)",
+                f"({share:.2f}; 99 of 100 rendered faces are below 1.00)",
                 file=sys.stderr,
             )
 

@@ -42,6 +42,9 @@ IN_TAKES: dict[str, dict[str, Any]] = {
     "with AU adversary on f_f": {"take_weights": {"hide_au": 2.0}},
     "with subject adversary": {"take_weights": {"hide_subject": 0.1}},
     "with realism and swap consistency": {"take_weights": {"realism": 1.0, "swap": 1.0}},
+    "drawn instead of moved": {"generator": "drawn"},
+    "unpaired instead of takes": {"supervision": "unpaired"},
+    "drawn and unpaired (the paper)": {"generator": "drawn", "supervision": "unpaired"},
 }
 UNPAIRED: dict[str, dict[str, Any]] = {
     "full method": {},
@@ -58,7 +61,7 @@ UNPAIRED: dict[str, dict[str, Any]] = {
 }
 VARIANTS = IN_TAKES | UNPAIRED
 SEEDS = {"full method": 3, "no adversary on f_f": 3}  # the others: one
-SHOWN = ("gain", "transfer_score", "au_icc", "own_expression_left", "identity_kept", "psnr")
+SHOWN = ("gain", "transfer_score", "au_icc", "own_expression_left", "identity_kept", "sharpness", "psnr")
 
 
 def config_of(variant: str, seed: int, full: TrainConfig) -> TrainConfig:

@@ -114,6 +114,7 @@ class Guide(NamedTuple):
     tell: Callable[[nn.Module, Tensor, Any], Tensor]  # AU branch, f_r, facts of the image -> (B, n, d) or (B, numbers)
     numbers: int = 0  # if above 0, a linear layer learns to map them to n x d numbers
     facts: bool = False  # must the image be a known one?
+    learned: bool = False  # does the AU branch go on learning, from the pixels too? If not, it is frozen
 
 
 def each(au: Tensor, d: int) -> Tensor:
@@ -136,6 +137,7 @@ def predicted(wrong: float = 0.0) -> Guide:
 
 GUIDES = {
     "f_r": Guide(lambda branch, f_r, _: f_r),
+    "f_r, learned": Guide(lambda branch, f_r, _: f_r, learned=True),
     "predicted AUs": predicted(),
     "predicted AUs, 10 % wrong": predicted(0.1),
     "predicted AUs, 30 % wrong": predicted(0.3),
@@ -149,13 +151,13 @@ GUIDES = {
 
 
 def guided(base: type[model.DG] | type[MovingDG], name: str, facts: Facts | None) -> type:
-    """`DG` or `MovingDG` with a frozen encoder and AU branch, told the expression by a guide instead of by f_r."""
+    """`DG` or `MovingDG` with a frozen encoder, told the expression by a guide instead of by f_r."""
     guide = GUIDES[name]
 
     class Guided(base):  # type: ignore[misc, valid-type]
         def __init__(self, c: ModelConfig) -> None:
             super().__init__(c)
-            self.related.requires_grad_(False)
+            self.related.requires_grad_(guide.learned)
             self.shape = (c.n_aus, c.d)
             if base is MovingDG:
                 half = replace(c, width=c.width // 2)  # movers of half the width train three times as fast

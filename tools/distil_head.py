@@ -273,7 +273,7 @@ def sample_texture(path: Path, uv: np.ndarray) -> np.ndarray:
     """(n,) grey values in [0, 1] of an image at texture coordinates (n, 2), origin at the lower left."""
     from PIL import Image
 
-    image = np.asarray(Image.open(path, formats=["PNG"]).convert("L"), dtype=np.float32) / 255.0
+    image = np.asarray(Image.open(path, formats=["JPEG"]).convert("L"), dtype=np.float32) / 255.0
     rows = np.clip(((1 - uv[:, 1]) * image.shape[0]).astype(int), 0, image.shape[0] - 1)
     columns = np.clip((uv[:, 0] * image.shape[1]).astype(int), 0, image.shape[1] - 1)
     return image[rows, columns]

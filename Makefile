@@ -100,8 +100,7 @@ test: lint $(GRADER)/.ready chromium
 quick: $(READY)
 	$(BIN)/expr-lib faces build/quick/faces --n-subjects 300 --images-per-subject 20 --images-per-take 5
 	$(BIN)/expr-lib train build/quick/faces --run build/quick/run --steps 3500 --warmup-steps 2000 --sample-every 250
-	$(BIN)/python benchmarks/time_to_gain.py build/quick/run
-	$(BIN)/expr-lib evaluate build/quick/run/checkpoint.safetensors --label "20 minutes of training" --pairs 100 -o $(R)/quick-64.json
+	$(BIN)/python benchmarks/time_to_gain.py build/quick/run --out $(R)/quick-64.json
 
 R := benchmarks/results
 W := expr_lib/weights

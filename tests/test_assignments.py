@@ -13,6 +13,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import textwrap
 import zipfile
 from pathlib import Path
@@ -312,6 +313,17 @@ def hand_ins(name: str, release: NotebookNode) -> dict[str, tuple[str, dict[str,
         made[what] = edited(source, edits), full | points
     made["cheat"] = cheat(release, name), dict.fromkeys(full, 0)
     return {what: (nbformat.writes(notebook), points) for what, (notebook, points) in made.items()}
+
+
+@each_assignment
+def test_the_reference_solution_runs_from_top_to_bottom(name):
+    """Also the cells that award no points, such as the first ones: nbgrader goes on after an error."""
+    code = "\n".join(cell.source for cell in SOURCES[name].cells if cell.cell_type == "code")
+    folder = ROOT / "assignments" / "source" / name
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=os.environ | {"MPLBACKEND": "Agg"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @needs_nbgrader

@@ -16,6 +16,7 @@ from PIL import Image
 
 from expr_lib.apps import cli
 from expr_lib.datasets import FaceData
+from expr_lib.errors import InputError
 from expr_lib.importers import write as writing
 from expr_lib.importers.source import PRESENT, Report, Tree, au_name
 from expr_lib.importers.write import ImportConfig, import_faces
@@ -236,6 +237,35 @@ def test_disfa(tmp_path, first_frame):
     assert au[f"Images/LeftVideoSN002_comp/{first_frame + 2:05d}.jpg"] == {"AU1": 4, "AU12": 3, "AU26": 5}  # frame 3
     shifted = "note: frames of the images counted from 0, those of the labels from 1"
     assert report.counts() == ({} if first_frame else {shifted: 2})
+
+
+def test_disfa_plus(tmp_path):
+    """As published programs read it: a folder for each trial, two lines of header, five blanks in each line."""
+    root = tmp_path / "in"
+    for k, trial in enumerate(("A1_AU1_TrialNo_1", "A1_AU1_TrialNo_2")):
+        for frame in range(3):
+            picture(root / f"Images/SN001/{trial}/{frame:03d}.jpg", 50 + 20 * k + frame)
+        for unit in (1, 12):
+            lines = "".join(f"{frame:03d}.jpg     {(frame + unit + k) % 6}\r\n" for frame in range(3))
+            write(root / f"Labels/SN001/{trial}/AU{unit}.txt", f"SN001 {trial}\r\nImage     Intensity\r\n{lines}")
+    data, report, au = bring_in("disfa", root, tmp_path / "out")
+    assert report.counts() == {} and len(au) == len(data) == 6 and len(np.unique(data.subject)) == 1
+    assert au["Images/SN001/A1_AU1_TrialNo_2/002.jpg"] == {"AU1": 4, "AU12": 3}
+    assert data.images[:, 8, 8, 0].tolist() == pytest.approx([50, 51, 52, 70, 71, 72], abs=2)
+    assert data.take.tolist() == [0, 0, 0, 1, 1, 1]
+    file = root / "Labels/SN001/A1_AU1_TrialNo_1/AU1.txt"
+    write(file, "000.jpg     6\n000.jpg     1\n004.jpg     1\nhello\n")  # no header
+    _, report, au = bring_in("disfa", root, tmp_path / "again")
+    file = "Labels/SN001/A1_AU1_TrialNo_1/AU1.txt"
+    assert missing(au["Images/SN001/A1_AU1_TrialNo_1/000.jpg"]["AU1"])
+    assert places(report, "label that is no intensity") == [(file, 1)]
+    assert places(report, "second label of a frame") == [(file, 2)]
+    assert places(report, "label without an image") == [(file, 3)]
+    assert places(report, "line that is not image and intensity") == [(file, 4)]
+    assert len(places(report, "frame that a label file lacks")) == 3
+    disfa_tree(root)
+    with pytest.raises(InputError, match=r"_au1\.txt of DISFA and Labels/.+ of DISFA\+, expected one of the two"):
+        import_faces("disfa", root, tmp_path / "both", SMALL, progress=False)
 
 
 def test_a_damaged_disfa(tmp_path):

@@ -326,6 +326,67 @@ def test_pyfeat_films_are_keyed_by_input_and_frame(tmp_path, first):
     assert places(report, "label without an image") == [("fex.csv", 5)] * (not first)
 
 
+FEX_AUS = (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 17, 20, 23, 24, 25, 26, 28, 43)
+
+
+def whole_fex(points: np.ndarray, who: str, **cells: object) -> dict[str, object]:
+    """All columns of a film's table, in the order in which py-feat 0.7 writes them."""
+    names = [f"FaceRect{part}" for part in ("X", "Y", "Width", "Height")] + ["FaceScore"]
+    names += [f"{axis}_{i}" for axis in "xy" for i in range(68)] + ["Pitch", "Roll", "Yaw", "X", "Y", "Z"]
+    names += [f"AU{unit:02d}" for unit in FEX_AUS]
+    names += ["anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral"]
+    names += [f"Identity_{i}" for i in range(1, 513)]
+    names += ["input", "frame", "FrameHeight", "FrameWidth", "approx_time", "Identity"]
+    row = dict.fromkeys(names, 0.125) | fex(points, input="film.mp4", approx_time="00:00", Identity=who)
+    return row | {f"AU{unit:02d}": unit / 50 for unit in FEX_AUS} | cells
+
+
+def test_each_identity_of_a_film_by_pyfeat_is_a_person(tmp_path):
+    root, left, right = tmp_path / "in", points_at(100, 20), points_at(100, 220)
+    for frame in range(4):
+        pixels = np.full((200, 400, 3), 40 + frame, np.uint8)
+        pixels[:, 200:] = 140 + frame
+        write_picture(root / f"film/{frame:05d}.png", pixels)
+    rows = [  # within a frame, py-feat gives faces in no order
+        whole_fex(left, "Person_0", frame=0), whole_fex(right, "Person_1", frame=0, AU12=0.4),
+        whole_fex(right, "Person_1", frame=1, AU12=0.6), whole_fex(left, "Person_0", frame=1),
+        whole_fex(left, "Person_0", frame=2), whole_fex(right, "", frame=2),
+        whole_fex(left, "Person_0", frame=3), whole_fex(right, "Person_0", frame=3),
+    ]  # fmt: skip
+    write(root / "fex.csv", table(*rows, between=","))
+    data, report, _ = bring_in("pyfeat", root, tmp_path / "out")
+    found = list(zip(takes(tmp_path / "out"), data.images[:, 8, 8, 0].tolist(), data.au.tolist(), strict=True))
+    one = [unit / 10 for unit in FEX_AUS]
+    assert [(image[5:], who, shade) for (image, who, _), shade, _ in found] == [
+        ("00000.png", "film Person_0", 40), ("00000.png", "film Person_1", 140),
+        ("00001.png", "film Person_1", 141), ("00001.png", "film Person_0", 41), ("00002.png", "film Person_0", 42),
+    ]  # fmt: skip
+    assert [au == pytest.approx(one) for *_, au in found] == [True, False, False, True, True]
+    assert [au[data.au_names.index("AU12")] for *_, au in found] == pytest.approx([1.2, 2, 3, 1.2, 1.2])
+    assert {(who, take) for _, who, take in takes(tmp_path / "out")} == {("film Person_0", "0"), ("film Person_1", "1")}
+    assert places(report, "face of nobody known in a film of several people") == [("fex.csv", 7)]
+    assert places(report, "several faces in one image") == [("fex.csv", 8), ("fex.csv", 9)]
+
+    write(root / "people.csv", "film,nobody\nfilm Person_0,anna\nfilm Person_1,ben\n")  # the film alone is neither's
+    bring_in("pyfeat", root, tmp_path / "named")
+    assert [who for _, who, _ in takes(tmp_path / "named")] == ["anna", "ben", "ben", "anna", "anna"]
+
+
+def test_two_faces_in_a_frame_without_an_identity_or_landmarks_are_left_out(tmp_path):
+    root = tmp_path / "in"
+    for frame in range(2):
+        picture(root / f"film/{frame:05d}.png", 90, (240, 200))
+    rows = [fex(points_at(), input="film.mp4", frame=n, FaceRectX=k) for n, k in ((0, 1), (0, 2), (1, 1))]
+    write(root / "fex.csv", table(*rows, between=","))
+    _, report, au = bring_in("pyfeat", root, tmp_path / "out")
+    assert list(au) == ["film/00001.png"]
+    assert places(report, "several faces in one image") == [("fex.csv", 2), ("fex.csv", 3)]
+    rows = [fex(input="film.mp4", frame=n, Identity=f"Person_{k}") for n, k in ((0, 0), (0, 1), (1, 0))]
+    write(root / "fex.csv", table(*rows, between=","))
+    _, report, au = bring_in("pyfeat", root, tmp_path / "without")
+    assert list(au) == ["film/00001.png"] and len(places(report, "several faces in one image")) == 2
+
+
 def test_pyfeat_photographs_of_one_name_are_told_apart_by_the_longest_end_of_their_path(tmp_path):
     root = tmp_path / "in"
     for who in ("anna", "ben"):

@@ -35,6 +35,7 @@ class Entry:
     au: dict[str, float]
     points: np.ndarray | None
     face: int = 0  # number of the person in a film of several
+    person: str = ""  # or the name that the program gave to the person in this film
 
 
 def split(path: str) -> tuple[str, str, str]:
@@ -178,7 +179,10 @@ def in_step(frames: list[str], numbers: set[int], first: int, file: str, report:
 
 
 def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report: Report) -> Iterator[LabelledImage]:
-    """The images of a table that names its photographs or films; frames are counted from `first`."""
+    """The images of a table that names its photographs or films; frames are counted from `first`.
+
+    Each `person` of a film is a person. Two faces in one frame are used if they have different ones, and landmarks.
+    """
     near, films = posixpath.dirname(file), dict[str, dict[int, str]]()
     sources = {entry.source: None for entry in entries if entry.frame is not None}
     for film in sources:
@@ -194,11 +198,14 @@ def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report:
     for found, share in photographs.values():
         for rel in found:
             closest[rel] = max(share, closest.get(rel, -1))
+    people: dict[str, list[str]] = {film: sorted({e.person for e in entries if e.source == film}) for film in sources}
     several = Counter((entry.source, entry.frame) for entry in entries)
+    alike = Counter((entry.source, entry.frame, entry.person) for entry in entries)
     image: str | None
     for entry in entries:
         what = entry.source if entry.frame is None else f"{entry.source}: frame {entry.frame}"
-        if (n := several[entry.source, entry.frame]) > 1:
+        there, n = people.get(entry.source, []), several[entry.source, entry.frame]
+        if n > 1 and (entry.points is None or alike[entry.source, entry.frame, entry.person] > 1):
             report.left_out("several faces in one image", file, entry.line, f"{what}: {n} faces")
         elif entry.frame is None:
             found, share = photographs[entry.source]
@@ -206,7 +213,13 @@ def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report:
             if image := lookup.tree.one(found, file, entry.line, what):
                 yield LabelledImage(image, "", entry.au, (file, entry.line), points=entry.points)
         elif image := films[entry.source].get(entry.frame):
-            who = posixpath.splitext(entry.source)[0]
-            yield LabelledImage(image, who, entry.au, (file, entry.line), points=entry.points, take=entry.source)
+            who, take, where = posixpath.splitext(entry.source)[0], entry.source, (file, entry.line)
+            if len(there) > 1 and not entry.person:
+                report.left_out("face of nobody known in a film of several people", *where, what)
+                continue
+            if len(there) > 1:
+                who = take = f"{who} {entry.person}"
+            face = there.index(entry.person)
+            yield LabelledImage(image, who, entry.au, where, points=entry.points, take=take, face=face)
         else:
             report.left_out("label without an image", file, entry.line, what)

@@ -40,17 +40,17 @@ def with_people(faces: list[LabelledImage], tree: Tree, report: Report) -> None:
 def names_of(face: LabelledImage) -> Iterator[str]:
     """Names that `people.csv` may use for an image, most specific first: image, person or film, label file, folders.
 
-    Several people in one film have the names `film 0`, `film 1`, ...; the name of the film alone is then ignored.
+    Several people in one film have names such as `film 0` or `film Person_0`; that of the film alone is then ignored.
     """
     film, folder = plain(face.where[0]), posixpath.dirname(face.image)
     folders = [folder]
     while folder := posixpath.dirname(folder):
         folders.append(folder)
-    one_of_several = plain(face.subject).startswith(film + " ")
+    several = plain(face.subject).rpartition(" ")[0] if face.subject == face.take else ""  # the film they are in
     for path in (face.image, face.subject, face.take, film, *folders):
         parts = plain(path).split("/")
         for start in range(len(parts)):  # the longest first
-            if not (one_of_several and parts[-1] == posixpath.basename(film)):
+            if not (several and parts[-1] == posixpath.basename(several)):
                 yield "/".join(parts[start:])
 
 

@@ -15,7 +15,7 @@ from expr_lib.facs import MAX_INTENSITY
 from expr_lib.importers.align import MAX_BESIDE, MAX_YAW, anchors, beside_face, similarity
 from expr_lib.importers.blendshapes import au_of_shapes, shape_columns
 from expr_lib.importers.frames import Entry, Lookup, matched
-from expr_lib.importers.labels import MESH, au_columns, landmarks
+from expr_lib.importers.labels import MESH, NOTHING, au_columns, landmarks
 from expr_lib.importers.pose import yaw
 from expr_lib.importers.source import IMAGE_ENDINGS, LabelledImage, Report, Tree, parse_number, whole
 
@@ -27,7 +27,7 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
     """Rows of every `*.csv` with the column `input` and AUs or blend shapes.
 
     `input` is a photograph, or a film whose frames `frame` counts from 0; it is matched by the longest common end
-    of the paths.
+    of the paths. Each `Identity` that py-feat found in a film is a person.
     """
     lookup = Lookup(tree)
     for file in tree.tables(".csv"):
@@ -51,7 +51,9 @@ def labelled_images(tree: Tree, report: Report) -> Iterator[LabelledImage]:
                 else:
                     au = au_columns(row, report, file, line, scale=MAX_INTENSITY)
                 points = sound_mesh(row, report, file, line)
-                entries.append(Entry(line, posixpath.normpath(source), frame if film else None, au, points))
+                who = row.get("identity", "") if film else ""
+                who = "" if who.lower() in NOTHING else who[:40]
+                entries.append(Entry(line, posixpath.normpath(source), frame if film else None, au, points, person=who))
         if n == 0:
             report.left_out("table without a row: no face was found", file)
         yield from matched(entries, lookup, file, 0, report)

@@ -4,8 +4,7 @@
     python benchmarks/guidance.py runs/faces-64 --train "f_r 1" "true AUs 0"     # only these; several at once
 
 All cells have the encoder and the AU branch of the shipped weights, frozen, and train a new generator for `--steps`
-steps inside takes, on the same batches, with the same losses and the same noise. Movers are updated by Muon; the drawn
-generator and the editors of the papers have none and are updated by Adam. The cells differ in what takes the place of
+steps inside takes, on the same batches, with the same losses and the same noise. They differ in what takes the place of
 f_r:
 
 - `f_r`              the paper's explicit representation, d numbers for each AU
@@ -136,6 +135,7 @@ def trained(cell: Cell, seed: int, folder: Path, args: argparse.Namespace) -> Pa
         # pixels alone, so that no loss prefers a guide; a branch that learns must go on reading AUs
         take_weights=TakeWeights(au=TakeWeights.au if GUIDES[cell.guide].learned else 0.0, guide=0.0),
         detach_f_r=False, take_lr=8e-4, sample_every=args.steps,
+        muon=False,  # the editors of the papers have no movers, and all cells must have one optimizer
     )  # fmt: skip
     if cell.own_losses:
         c = BaselineConfig(size=data.size, n_aus=len(data.au_names), critic_steps=1, lr=4e-4)
@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder of `expr-lib faces` with takes, 64 px")
     parser.add_argument("--runs", type=Path, default=Path("runs/guidance"))
-    parser.add_argument("--steps", type=int, default=600, help="of each cell")
+    parser.add_argument("--steps", type=int, default=1000, help="of each cell")
     parser.add_argument("--encoder", type=Path, default=WEIGHTS / "moved-64.safetensors", help="whose E is frozen")
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     parser.add_argument("--pairs", type=int, default=100, help="held-out pairs to measure")

@@ -22,6 +22,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 
 ROOT = Path(__file__).parents[1]
+COURSE = ["00", "01", "02", "03", "04", "05", "06", "10", "11", "07", "08", "09"]  # the order of the map of the course
 LINK = re.compile(r'(href|src)="(?!\w+:)([^"#]+)(#[^"]*)?"')
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -152,7 +153,7 @@ def first_page(out: Path, made: set[Path], mixer: Path = ROOT / "build" / "page"
 
 
 def main(out: Path) -> None:
-    sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    sources = sorted((ROOT / "notebooks").glob("*.ipynb"), key=lambda path: COURSE.index(path.stem[:2]))
     names, index = [source.stem for source in sources], out / "index.html"
     made = {index}
     for source in sources:

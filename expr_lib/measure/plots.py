@@ -189,7 +189,7 @@ def swaps(
         row_labels=list(rows),
         column_labels=[strongest(au) for au in np.asarray(au_b)],
         title="Two faces exchange expressions",
-        note="Above each column: the strongest action units of b. Nobody here was met in training.",
+        note="Above each column: the strongest action units of b. None of these people were in the training data.",
     )
 
 

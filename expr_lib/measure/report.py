@@ -301,6 +301,6 @@ def gallery(which: str, swaps: list[dict[str, Any]], swapper: Swapper, plan: Fac
         row_labels=list(rows),
         column_labels=[f"{swap['gain']:.2f}" for swap in swaps],
         title=f"The {which} {len(swaps)}",
-        note="Above each column: gain.\nOf the half of the pairs whose expressions look most unlike.",
+        note="Above each column: gain.\nOf the half of the pairs whose expressions look least alike.",
         cell=0.62 if moves else 0.72,
     )

@@ -8,10 +8,14 @@ python assignments/grade.py SUBMISSIONS         build/grades/grades.csv and buil
 from __future__ import annotations
 
 import csv
+import io
+import logging
 import os
 import re
-import shutil
 import sys
+import tempfile
+import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,19 +27,33 @@ from nbgrader.apps import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
 from traitlets.config.loader import PyFileConfigLoader
 
-from expr_lib.files import replace_file
+from expr_lib.apps.options import one_line
+from expr_lib.files import replace_file, replacing, writing
 
 HERE = Path(__file__).resolve().parent
 NAMES = sorted(folder.name for folder in (HERE / "source").iterdir() if folder.is_dir())
 COLUMNS = ["student", "assignment", "points", "of", "by hand", "parts", "message"]
+ROOM = 4 << 20  # bytes; more than a notebook, its page and its grades need
 
 
 def open_course() -> NbGraderAPI:
+    """nbgrader with our settings; `OSError` if its folder cannot be made or the disk is full."""
+    warnings.filterwarnings("ignore", module="nbgrader")  # of its use of SQLAlchemy; a lecturer can do nothing about it
+    logging.getLogger("tornado.application").addHandler(logging.NullHandler())  # what nbgrader says twice, said once
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # nbgrader calls alembic
     config = PyFileConfigLoader("nbgrader_config.py", path=str(HERE)).load_config()
     Path(config.CourseDirectory.release_directory).mkdir(parents=True, exist_ok=True)
     Path(config.Exchange.root).mkdir(exist_ok=True)
+    expect_room(Path(config.CourseDirectory.release_directory))
     return NbGraderAPI(CourseDirectory(config=config), config=config)
+
+
+def expect_room(folder: Path) -> None:
+    """`OSError` if the disk has no room for one more hand-in, here or where submissions run; leaves nothing behind."""
+    for place in (folder, Path(tempfile.gettempdir())):
+        with writing(place), tempfile.TemporaryFile(dir=place, buffering=0) as file:
+            for _ in range(ROOM >> 16):
+                file.write(bytes(1 << 16))
 
 
 def release(api: NbGraderAPI, names: Iterable[str]) -> Path:
@@ -43,6 +61,7 @@ def release(api: NbGraderAPI, names: Iterable[str]) -> Path:
     for name in names:
         done = api.generate_assignment(name)
         if not done["success"]:
+            expect_room(Path(api.coursedir.release_directory))
             raise SystemExit(f"{name}: {why(done)}")
     return Path(api.coursedir.release_directory)
 
@@ -52,8 +71,11 @@ def pack(folder: Path) -> None:
     to = folder.parents[1] / "assignments"
     to.mkdir(exist_ok=True)
     for name in NAMES:
-        shutil.copy(HERE / "STUDENTS.md", folder / name / "README.md")
-        print(shutil.make_archive(str(to / name), "zip", folder, name))
+        files = {f"{name}/{path.name}": path for path in sorted((folder / name).iterdir())}
+        with replacing(to / f"{name}.zip") as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for place, path in (files | {f"{name}/README.md": HERE / "STUDENTS.md"}).items():
+                archive.write(path, place)
+        print(to / f"{name}.zip")
 
 
 def why(done: dict[str, str]) -> str:
@@ -134,6 +156,7 @@ def safe(cell: object) -> str:
 
 
 def grade(api: NbGraderAPI, submissions: Path) -> None:
+    """Grade all files -> grades.csv; `OSError` on a full disk, with the rows so far in grades.partial."""
     folders = sorted(f for f in submissions.iterdir() if f.is_dir() and not f.name.startswith("."))
     files = [f for folder in folders if not folder.is_symlink() for f in folder.iterdir() if not f.name.startswith(".")]
     if not files:
@@ -144,25 +167,35 @@ def grade(api: NbGraderAPI, submissions: Path) -> None:
     release(api, [name for name in NAMES if name in found])
     table = Path(api.coursedir.release_directory).parent / "grades.csv"
     partial = table.with_suffix(".partial")  # holds every row as soon as it is known
-    partial.unlink(missing_ok=True)
-    with partial.open("x", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, COLUMNS)
-        writer.writeheader()
-        for row in (row for folder in folders for row in rows(api, folder)):
-            writer.writerow({column: safe(cell) for column, cell in row.items()})
-            out.flush()
-            points = f"{row['points']} of {row['of']}" if "points" in row else ""
-            said = " · ".join(filter(None, (points, str(row.get("message", "")))))
-            print(f"{handin.one_line(str(row['student'])):24} {row.get('assignment', ''):16} {said}", flush=True)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    for row in (row for folder in folders for row in rows(api, folder)):
+        if "points" not in row:
+            expect_room(table.parent)  # the lack of it is not the student's fault, and would fail all that follow
+        writer.writerow({column: safe(cell) for column, cell in row.items()})
+        replace_file(partial, text.getvalue().encode())
+        points = f"{row['points']} of {row['of']}" if "points" in row else ""
+        said = " · ".join(filter(None, (points, str(row.get("message", "")))))
+        print(f"{handin.one_line(str(row['student'])):24} {row.get('assignment', ''):16} {said}", flush=True)
     os.replace(partial, table)
     print(table)
+
+
+def main(what: str) -> None:
+    """Release the assignments or grade a folder; exit code 2 after one line if a file cannot be read or written."""
+    try:
+        if what == "release":
+            pack(release(open_course(), NAMES))
+        else:
+            os.environ["SUBMISSIONS"] = str(Path(what).resolve())  # no submission sees the others
+            grade(open_course(), Path(what))
+    except OSError as error:
+        print(f"grade.py: error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
-    if sys.argv[1] == "release":
-        pack(release(open_course(), NAMES))
-    else:
-        os.environ["SUBMISSIONS"] = str(Path(sys.argv[1]).resolve())  # no submission sees the others
-        grade(open_course(), Path(sys.argv[1]))
+    main(sys.argv[1])

@@ -276,16 +276,19 @@ def hidden(source: NotebookNode) -> set[str]:
 # -- as a lecturer would -------------------------------------------------------------------------------------------
 
 
-def grader(grades: Path, *arguments: str | Path) -> str:
-    """Run assignments/grade.py with everything it writes in `grades`, away from the settings of whoever runs it."""
+def grader(grades: Path, *arguments: str | Path, code: int = 0) -> str:
+    """Run assignments/grade.py with everything it writes in `grades`, away from the settings of whoever runs it.
+
+    Returns what it printed, or with another exit code its errors.
+    """
     own = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     environment = {"CELL_SECONDS": "20"} | os.environ | {name: str(grades.parent / name.lower()) for name in own}
     environment |= {"GRADES": str(grades)}
     environment.pop("MPLBACKEND", None)
     command = [PYTHON, *arguments] if arguments[0] == "-c" else [PYTHON, ROOT / "assignments" / "grade.py", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 def read_grades(grades: Path) -> dict[str, dict[str, str]]:

@@ -421,6 +421,59 @@ def test_a_run_of_attacks_and_of_mistakes(tmp_path, monkeypatch, record_property
     record_property("table", "\n".join(["attacks", *table]))
 
 
+FULL = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import grade
+whole, (room, student) = grade.grade_one, (int(sys.argv[3]), sys.argv[4])
+
+def full() -> None:  # no file gets more than `room` bytes, as on a disk that is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+def grade_one(api, who, *more):
+    if who == student:
+        full()
+    return whole(api, who, *more)
+
+grade.grade_one = grade_one
+if not student:
+    full()
+grade.main(sys.argv[2])
+"""
+
+
+@needs_nbgrader
+@linux
+def test_a_full_disk_is_one_line_and_keeps_the_grades_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("SANDBOX", "limits")  # it starts fastest, and these submissions are ours
+    folder, grades = tmp_path / "submissions", tmp_path / "grades"
+    for student in ("ada", "ben"):
+        (folder / student).mkdir(parents=True)
+        (folder / student / f"{NAME}.ipynb").write_text(nbformat.writes(solved(RELEASES[NAME], SOURCES[NAME])))
+    (folder / "ada" / "notes.txt").write_text("x")
+
+    def on_a_full_disk(room: int, student: str) -> None:
+        said = grader(grades, "-c", FULL, ROOT / "assignments", folder, str(room), student, code=2)
+        assert re.fullmatch(r"grade\.py: error: .+: cannot be read or written: file too large; make room.+\n", said)
+
+    for room in (10_000, 60_000):  # too little for the hand-in; for the gradebook
+        on_a_full_disk(room, "ben")
+        rows = list(csv.DictReader((grades / "grades.partial").open(encoding="utf-8")))
+        assert [(row["student"], row["points"]) for row in rows] == [("ada", "20"), ("ada", "")]
+        assert not [*grades.rglob(".*.partial")] and not (grades / "grades.csv").exists()
+        for notebook in grades.rglob("*.ipynb"):
+            nbformat.read(notebook, as_version=4)
+        assert "</html>" in (grades / "feedback" / "ada" / NAME / f"{NAME}.html").read_text()
+    partial, adas = grades / "grades.partial", grades / "autograded" / "ada" / NAME / f"{NAME}.ipynb"
+    before = partial.stat(), adas.stat()
+    on_a_full_disk(10_000, "")  # still full: nothing is touched
+    assert partial.stat() == before[0]
+    grader(grades, folder)
+    rows = list(csv.DictReader((grades / "grades.csv").open(encoding="utf-8")))
+    assert [row["points"] for row in rows] == ["20", "", "20"]
+    assert adas.stat() == before[1]  # not run again
+
+
 def test_the_container_recipe_copies_what_there_is_and_installs_what_is_declared():
     """Its form alone: nothing here builds containers."""
     recipe = (ROOT / "assignments" / "Containerfile").read_text().replace("\\\n", " ")

@@ -25,7 +25,7 @@ from expr_lib import processes
 from expr_lib.blocks import BatchNorm, Block, ModelConfig, Residual, conv_bn, norm
 from expr_lib.errors import InputError
 from expr_lib.facs import AU_NAMES, MAX_INTENSITY, PRESENT_AT
-from expr_lib.moving import AtRest, Free, Mover, as_map, beyond, in_one, resize
+from expr_lib.moving import AtRest, Free, Mover, as_map, beyond, carried, edited, in_one, resize
 
 
 def au_classes(au: Tensor, levels: tuple[int, ...]) -> Tensor:
@@ -198,10 +198,16 @@ class MovingDG(nn.Module):
     def disentangle(self, features: Tensor, image: Tensor) -> tuple[AtRest, Tensor]:
         """features (B, w + 4, 16, 16) of E, image (B, 3, R, R) of any size R -> f_f = (T, m), f_r (B, n, d).
 
-        `take` depends on f_r, but its gradients do not reach f_r.
+        T is the result of `take`, with the detail that the reconstruction from it has lost. `take` depends on f_r, but
+        its gradients do not reach f_r.
         """
-        f_r = self.related(features)
-        return AtRest(self.take(image, features, f_r.detach()), self.free(features)), f_r
+        f_r, m = self.related(features), self.free(features)
+        own = f_r.detach()
+        taken = self.take.edits(resize(image, self.take.size), features, own)
+        face = edited(image, taken)
+        with torch.no_grad():
+            lost = image - self.put(face, m, own)
+        return AtRest(face + carried(lost, taken), m), f_r
 
     def generate(self, f_f: AtRest, f_r: Tensor) -> Tensor:
         """f_f with T (B, 3, R, R), the face at rest, and f_r (B, n, d) -> image (B, 3, R, R) in [-1, 1]."""

@@ -8,16 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from expr_lib.apps.held_out import held_out_faces
 from expr_lib.checkpoint import load_swapper
-from expr_lib.datasets import FaceData, pair_batch
+from expr_lib.datasets import FaceData, pair_batch, to_float
 from expr_lib.errors import InputError
+from expr_lib.faces.render import load_renderer
 from expr_lib.facs import AU_NAMES
 from expr_lib.losses import difference_weight, take_loss
+from expr_lib.measure.metrics import masked_l1, sharpness
 from expr_lib.model import ModelConfig, Swapper, mean_f_r
-from expr_lib.moving import AtRest, Mover, as_map, resize, twice, warp
+from expr_lib.moving import AtRest, Mover, as_map, carried, resize, twice, warp
 from expr_lib.run import take_gain, take_pairs
 from expr_lib.step import TakeWeights, TrainConfig, batch_of
-from expr_lib.swap import express_images, parse_expression, swap_images
+from expr_lib.swap import express_images, load, parse_expression, swap_images
 from expr_lib.take_step import stranger, take_step
 from expr_lib.train import build_nets, settled, train
 
@@ -95,6 +98,37 @@ def test_an_untrained_mover_is_nearly_a_copy():
     assert (
         flow.abs().max() < 0.01 and mask.mean().item() == pytest.approx(0.047, abs=0.005) and colours.abs().max() < 0.1
     )
+
+
+def test_lost_detail_follows_the_flow_and_is_left_out_where_something_is_painted():
+    lost = torch.rand(2, 3, 16, 16) - 0.5
+    still, none, all_, gray = (torch.full((2, c, 8, 8), x) for c, x in ((2, 0.0), (1, 0.0), (1, 1.0), (3, 0.0)))
+    torch.testing.assert_close(carried(lost, (still, none, gray)), lost, atol=1e-5, rtol=0)
+    assert not carried(lost, (still, all_, gray)).any()
+    right = still.clone()
+    right[:, 0] = 2 / 16
+    torch.testing.assert_close(carried(lost, (right, none, gray))[..., :-1], lost[..., 1:], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_face_at_rest_has_the_detail_that_two_warps_would_lose():
+    plan, swapper = held_out_faces(128), load()
+    pixels, mask = plan.render(load_renderer(), np.arange(8))
+    image = to_float(pixels).permute(0, 3, 1, 2)
+    features = swapper.E(image)
+    f_f, f_r = swapper.DG.disentangle(features, image)
+    plain = AtRest(swapper.DG.take(image, features, f_r), f_f.map)
+    detailed, soft = (swapper.generate(x, f_r) for x in (f_f, plain))
+    assert (sharpness(detailed, image, mask) > sharpness(soft, image, mask)).all()
+    assert masked_l1(detailed, image, mask).mean() < 0.9 * masked_l1(soft, image, mask).mean()
+
+
+def test_the_lost_detail_teaches_take_but_not_put():
+    swapper = net().train()
+    f_f, _ = swapper.encode(torch.rand(2, 3, SIZE, SIZE) * 2 - 1)
+    f_f.face.sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in swapper.DG.take.parameters())
+    assert all(p.grad is None for p in swapper.DG.put.parameters())
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 200])

@@ -21,7 +21,7 @@ from expr_lib.errors import InputError
 from expr_lib.files import sha256
 from expr_lib.importers.align import face_mask
 from expr_lib.measure.judges import SIZE, IdentityJudge, judge_all, judge_paths, load_judges
-from expr_lib.model import Swapper
+from expr_lib.model import MovingDG, Swapper
 from expr_lib.moving import resize
 from expr_lib.schema import FamiliarFile, checked
 from expr_lib.swap import load
@@ -103,14 +103,18 @@ class Unfamiliarity:
     def measure(self, image: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> the signals (B, 3) in the order of `SIGNALS`.
 
-        `texture` is the distance of `Familiar`; `reconstruction` the mean error of the self-reconstruction, in [0, 2],
-        in the worst square of the face, an eighth of the side wide; `mirror` the mean difference of the intensities, in
-        [0, 5], that are read from the image and from its mirror image. Our choice.
+        `texture` is the distance of `Familiar`; `reconstruction` the mean error of the self-reconstruction, without the
+        detail that is carried, in [0, 2], in the worst square of the face, an eighth of the side wide; `mirror` the
+        mean difference of the intensities, in [0, 5], that are read from the image and from its mirror image. Our
+        choice.
         """
         swapper, texture = self.swapper, self.familiar.distance(image)
         image = resize(image, swapper.config.size)  # (B, 3, S, S)
-        f_f, f_r = swapper.encode(image)
-        error = (swapper.generate(f_f, f_r) - image).abs().mean(1, keepdim=True)  # (B, 1, S, S)
+        net, features = swapper.DG, swapper.E(image)
+        assert isinstance(net, MovingDG)
+        f_r = net.related(features)
+        rebuilt = net.put(net.take(image, features, f_r), net.free(features), f_r)
+        error = (rebuilt - image).abs().mean(1, keepdim=True)  # (B, 1, S, S)
         error = error * torch.from_numpy(face_mask(error.shape[-1])).to(error)
         patch = max(1, error.shape[-1] // 8)
         reconstruction = F.avg_pool2d(error, patch, max(1, patch // 2)).amax((1, 2, 3))

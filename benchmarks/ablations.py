@@ -43,7 +43,7 @@ IN_TAKES: dict[str, dict[str, Any]] = {
     "with subject adversary": {"take_weights": {"hide_subject": 0.1}},
     "with realism and swap consistency": {"take_weights": {"realism": 1.0, "swap": 1.0}},
     "drawn instead of moved": {"generator": "drawn"},
-    "unpaired instead of takes": {"supervision": "unpaired"},
+    "unpaired instead of takes": {"generator": "moved", "supervision": "unpaired"},
     "drawn and unpaired (the paper)": {"generator": "drawn", "supervision": "unpaired"},
 }
 UNPAIRED: dict[str, dict[str, Any]] = {

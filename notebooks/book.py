@@ -152,8 +152,13 @@ def first_page(out: Path, made: set[Path], mixer: Path = ROOT / "build" / "page"
     return html.replace("<body>", f"<body>{link}", 1)
 
 
+def course() -> list[Path]:
+    """All notebooks in the order of the course map."""
+    return sorted((ROOT / "notebooks").glob("*.ipynb"), key=lambda path: COURSE.index(path.stem[:2]))
+
+
 def main(out: Path) -> None:
-    sources = sorted((ROOT / "notebooks").glob("*.ipynb"), key=lambda path: COURSE.index(path.stem[:2]))
+    sources = course()
     names, index = [source.stem for source in sources], out / "index.html"
     made = {index}
     for source in sources:

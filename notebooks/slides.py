@@ -54,9 +54,8 @@ def write_slides(path: Path, notebooks: list[nbformat.NotebookNode]) -> int:
 
 
 if __name__ == "__main__":
-    from book import execute
+    from book import course, execute
 
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "book"
     out.mkdir(parents=True, exist_ok=True)
-    sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    print(write_slides(out / "slides.pdf", [execute(source, out) for source in sources]), "slides:", out / "slides.pdf")
+    print(write_slides(out / "slides.pdf", [execute(path, out) for path in course()]), "slides:", out / "slides.pdf")

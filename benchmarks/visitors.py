@@ -87,6 +87,7 @@ def main() -> None:
         ThreadPoolExecutor(VISITORS) as visitors,
     ):
         found = list(visitors.map(visit, [address] * VISITORS))
+        print(f"{found}\nwaiting until the idle kernels have ended ...", flush=True)
         began, running = time.monotonic(), kernels()
         memory = sum(p.memory_full_info().pss for p in running) / 1e6
         while left := len(kernels()):

@@ -23,11 +23,11 @@ from expr_lib.run import CHECKPOINT
 LEVELS = (0.1, 0.2, 0.225, 0.3, 0.4, 0.45)  # 0.225 is half of the bar, 0.45
 
 
-def reached(steps: list[int], seconds: list[float], gains: list[float]) -> list[dict[str, Any]]:
+def reached(steps: list[int], seconds: list[float], values: list[float]) -> list[dict[str, Any]]:
     """The first time and step at which each of `LEVELS` was reached."""
     found = []
     for level in LEVELS:
-        first = next((k for k, gain in enumerate(gains) if gain >= level), None)
+        first = next((k for k, value in enumerate(values) if value >= level), None)
         minutes, step = (None, None) if first is None else (round(seconds[first] / 60, 2), steps[first])
         found.append({"gain": level, "minutes": minutes, "step": step})
     return found
@@ -62,7 +62,7 @@ def main() -> None:
     table = reached([e.step for e in found], [e.wall_time - start for e in found], [e.value for e in found])
     swapper = load_swapper(args.run / CHECKPOINT)
     measured, _ = gains(swapper, held_out_faces(measured_size(swapper.config)), load_renderer(), args.pairs)
-    last = max(losses[-1], found[-1], key=lambda event: event.step)
+    last = max([*losses, *found], key=lambda event: event.step)
     minutes = round((last.wall_time - start) / 60, 2)
     results = {"reached": table, "steps": last.step, "minutes": minutes, "pairs": args.pairs, **measured}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -203,11 +203,12 @@ class MovingDG(nn.Module):
         """
         f_r, m = self.related(features), self.free(features)
         own = f_r.detach()
-        taken = self.take.edits(resize(image, self.take.size), features, own)
-        face = edited(image, taken)
+        flow, mask, colours = self.take.edits(resize(image, self.take.size), features, own)
+        flow, mask, colours = (resize(x, image.shape[-1]) for x in (flow, mask, colours))  # once, for both uses below
+        face = edited(image, (flow, mask, colours))
         with torch.no_grad():
             lost = image - self.put(face, m, own)
-        return AtRest(face + carried(lost, taken), m), f_r
+        return AtRest(face + carried(lost, (flow, mask, colours)), m), f_r
 
     def generate(self, f_f: AtRest, f_r: Tensor) -> Tensor:
         """f_f with T (B, 3, R, R), the face at rest, and f_r (B, n, d) -> image (B, 3, R, R) in [-1, 1]."""

@@ -198,13 +198,16 @@ def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report:
     for found, share in photographs.values():
         for rel in found:
             closest[rel] = max(share, closest.get(rel, -1))
-    people: dict[str, list[str]] = {film: sorted({e.person for e in entries if e.source == film}) for film in sources}
+    persons: dict[str, set[str]] = {}  # of each source
+    for entry in entries:
+        persons.setdefault(entry.source, set()).add(entry.person)
+    people = {film: sorted(persons[film]) for film in sources}
     several = Counter((entry.source, entry.frame) for entry in entries)
     alike = Counter((entry.source, entry.frame, entry.person) for entry in entries)
     image: str | None
     for entry in entries:
         what = entry.source if entry.frame is None else f"{entry.source}: frame {entry.frame}"
-        there, n = people.get(entry.source, []), several[entry.source, entry.frame]
+        n = several[entry.source, entry.frame]
         if n > 1 and (entry.points is None or alike[entry.source, entry.frame, entry.person] > 1):
             report.left_out("several faces in one image", file, entry.line, f"{what}: {n} faces")
         elif entry.frame is None:
@@ -214,6 +217,7 @@ def matched(entries: list[Entry], lookup: Lookup, file: str, first: int, report:
                 yield LabelledImage(image, "", entry.au, (file, entry.line), points=entry.points)
         elif image := films[entry.source].get(entry.frame):
             who, take, where = posixpath.splitext(entry.source)[0], entry.source, (file, entry.line)
+            there = people[entry.source]
             if len(there) > 1 and not entry.person:
                 report.left_out("face of nobody known in a film of several people", *where, what)
                 continue

@@ -4,8 +4,8 @@
     python benchmarks/guidance.py runs/faces-64 --train "f_r 1" "true AUs 0"     # only these; several at once
 
 All cells have the encoder and the AU branch of the shipped weights, frozen, and train a new generator for `--steps`
-steps inside takes, on the same batches, with the same losses and the same noise. They differ in what takes the place of
-f_r:
+steps inside takes, on the same batches, with the same losses, optimizer and noise. They differ in what takes the place
+of f_r:
 
 - `f_r`              the paper's explicit representation, d numbers for each AU
 - `f_r, learned`     the same, but the AU branch goes on learning, from the labels and from the error of the pixels
@@ -20,7 +20,7 @@ means that each predicted intensity is replaced by that of another image with pr
 measurement. "coarse" and "fine" measure the same networks on held-out faces that show only the AUs of one half
 (`HALVES`).
 
-Writes benchmarks/results/guidance.json, .md, .png and -gallery.png (or `--out`).
+Writes benchmarks/results/guidance.json, .md, .png, -curves.png and -gallery.png (or `--out`).
 """
 
 import argparse
@@ -134,8 +134,7 @@ def trained(cell: Cell, seed: int, folder: Path, args: argparse.Namespace) -> Pa
         generator="drawn" if cell.generator == "drawn" else "moved",
         # pixels alone, so that no loss prefers a guide; a branch that learns must go on reading AUs
         take_weights=TakeWeights(au=TakeWeights.au if GUIDES[cell.guide].learned else 0.0, guide=0.0),
-        detach_f_r=False, take_lr=8e-4, sample_every=args.steps,
-        muon=False,  # the editors of the papers have no movers, and all cells must have one optimizer
+        detach_f_r=False, take_lr=8e-4, sample_every=max(1, args.steps // 6),
     )  # fmt: skip
     if cell.own_losses:
         c = BaselineConfig(size=data.size, n_aus=len(data.au_names), critic_steps=1, lr=4e-4)
@@ -217,11 +216,36 @@ def gallery(shown: dict[str, tuple[Cell, Path]], path: Path, args: argparse.Name
     plots.save(figure, path, colors=256)
 
 
+def curves(paths: dict[tuple[Cell, int], Path], path: Path) -> None:
+    """The gain inside takes of people not trained on, during training: one line for each cell and seed."""
+    import matplotlib.pyplot as plt
+
+    panels = {
+        "One generator, different guidance": lambda cell: cell.generator == "moved",
+        "Other generators": lambda cell: cell.generator != "moved" or cell.name == "f_r",
+    }
+    with plots.style():
+        figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+        for axis, (title, shown) in zip(axes, panels.items(), strict=True):
+            lines: dict[str, list[Any]] = {}
+            for cell, seed in paths:
+                if shown(cell) and not cell.own_losses:  # their trainings keep no log
+                    log = np.genfromtxt(paths[cell, seed].with_name("log.csv"), delimiter=",", names=True)
+                    known = ~np.isnan(log["gain"])
+                    style = {"color": lines[cell.name][0].get_color()} if cell.name in lines else {"label": cell.name}
+                    lines.setdefault(cell.name, axis.plot(log["step"][known], log["gain"][known], **style))
+            axis.axhline(0, color=plots.INK, linewidth=1, linestyle=":")
+            axis.set(title=title, xlabel="step", ylabel="gain inside takes")
+            axis.legend(fontsize=10)
+        plots.save(figure, path)
+        plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder of `expr-lib faces` with takes, 64 px")
     parser.add_argument("--runs", type=Path, default=Path("runs/guidance"))
-    parser.add_argument("--steps", type=int, default=1000, help="of each cell")
+    parser.add_argument("--steps", type=int, default=600, help="of each cell")
     parser.add_argument("--encoder", type=Path, default=WEIGHTS / "moved-64.safetensors", help="whose E is frozen")
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     parser.add_argument("--pairs", type=int, default=100, help="held-out pairs to measure")
@@ -251,6 +275,7 @@ def main() -> None:
         args.out.with_name(f"{args.out.stem}-gallery.png"),
         args,
     )
+    curves(paths, args.out.with_name(f"{args.out.stem}-curves.png"))
 
 
 TRIVIAL = ("copy-input", "render of what is read", "true render")

@@ -185,7 +185,8 @@ def editing(name: str) -> type:
             self.related = AURelated(c).requires_grad_(False)
             self.editor = like_ours(name, BaselineConfig(size=c.size, n_aus=c.n_aus))
             n_asked = c.n_aus * (self.editor.levels if RULES[name].ask is classes else 1)
-            self.G, self.c_f = Painter(self.editor, n_asked, RULES[name].masked), c.c_f
+            self.put = Painter(self.editor, n_asked, RULES[name].masked)  # updated by Muon, like the `put` of a mover
+            self.c_f = c.c_f
 
         def disentangle(self, features: Tensor, image: Tensor) -> tuple[AtRest, Tensor]:
             f_r = self.related(features.detach())
@@ -193,7 +194,7 @@ def editing(name: str) -> type:
             return AtRest(image, no_map), predicted().tell(self.related, f_r, None)
 
         def generate(self, f_f: AtRest, f_r: Tensor) -> Tensor:
-            image = self.G(f_f.face, RULES[name].ask(MAX_INTENSITY * f_r[..., 0], self.editor))[0]
+            image = self.put(f_f.face, RULES[name].ask(MAX_INTENSITY * f_r[..., 0], self.editor))[0]
             return image if self.training else image.clamp(-1, 1)
 
     return Editing

@@ -19,16 +19,17 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 class FewKernels(AsyncMappingKernelManager):
     """Starts no more kernels than there are places."""
 
-    starting = 0
+    starting = frozenset()  # their ids; while it starts, a kernel may already be in the list, but has one place only
 
     async def start_kernel(self, **options):
-        if len(self) + self.starting >= VISITORS:
+        if len(self.starting.union(self.list_kernel_ids())) >= VISITORS:
             raise HTTPError(503, f"All {VISITORS} places are taken. Please come back in a few minutes.")
-        self.starting += 1
+        mine = {options.setdefault("kernel_id", self.new_kernel_id())}
+        self.starting |= mine
         try:
             return await super().start_kernel(**options)
         finally:
-            self.starting -= 1
+            self.starting -= mine
 
 
 c = get_config()  # noqa: F821 (traitlets puts it here)

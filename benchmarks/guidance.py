@@ -245,7 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a folder of `expr-lib faces` with takes, 64 px")
     parser.add_argument("--runs", type=Path, default=Path("runs/guidance"))
-    parser.add_argument("--steps", type=int, default=600, help="of each cell")
+    parser.add_argument("--steps", type=int, default=1000, help="of each cell")
     parser.add_argument("--encoder", type=Path, default=WEIGHTS / "moved-64.safetensors", help="whose E is frozen")
     parser.add_argument("--batch-size", type=int, default=TrainConfig.batch_size)
     parser.add_argument("--pairs", type=int, default=100, help="held-out pairs to measure")

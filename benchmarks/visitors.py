@@ -1,6 +1,6 @@
 """Can 20 visitors use the app at once, on this machine? Each opens the page and moves a slider, as a browser would.
 
-    python benchmarks/visitors.py           # half an hour, on a machine with 16 GB of memory that does nothing else
+    python benchmarks/visitors.py           # 10 minutes, on a machine with 16 GB of memory that does nothing else
 
 All visitors come in the same second. For each the time until the page is complete is measured, and from a slider to the
 next picture while all others move theirs. Then nobody touches anything until Voila has ended all kernels.
@@ -19,6 +19,7 @@ import time
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -98,8 +99,13 @@ def measured(address: str) -> dict:
 
 
 def kernels() -> list[psutil.Process]:
-    """The kernels that this process's server has started."""
-    return [p for p in psutil.Process().children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
+    """The kernels that this process's server has started and that are still alive."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends at this moment
+            if "ipykernel_launcher" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def main() -> None:

@@ -113,10 +113,12 @@ WRONG: dict[str, dict[str, tuple[Edits, dict[str, int]]]] = {
             },
             {"transition_of_one": 0},
         ),
-        "met these people": ({"probe_au_answer": ("cv=GroupKFold(5)", "cv=StratifiedKFold(5)")}, {"probe_of_au": 0}),
-        "own neighbour": (
-            {"neighbour_answer": ("    np.fill_diagonal(distance, np.inf)\n", "")},
-            {"score_of_a_map": 0},
+        "met these people, own neighbour": (
+            {
+                "probe_au_answer": ("cv=GroupKFold(5)", "cv=StratifiedKFold(5)"),
+                "neighbour_answer": ("    np.fill_diagonal(distance, np.inf)\n", ""),
+            },
+            {"probe_of_au": 0, "score_of_a_map": 0},
         ),
         "swapped labels": (
             {"mix_answer": ("(1 - amount) * own + amount * other", "amount * own + (1 - amount) * other")},

@@ -86,8 +86,6 @@ CELLS = (
     Cell("landmark motion"),
     Cell("class"),
     Cell("f_r", "drawn"),
-    Cell("predicted AUs", "drawn"),
-    Cell("true AUs", "drawn"),
     *(Cell("predicted AUs", name, own) for name in METHODS for own in (False, True)),
 )
 

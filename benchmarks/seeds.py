@@ -3,7 +3,8 @@
     python benchmarks/seeds.py     # half an hour on two cores -> benchmarks/results/seeds.json
 
 For each seed, a notebook is executed with its defaults up to the cell that writes its numbers, and these are kept. A
-run that was interrupted continues with the next seed. Delete the result file after a change of the notebooks.
+run that was interrupted continues with the next seed. Notebook 03 shows the result file, so measure a changed notebook
+with another `--out`, and then replace the file.
 """
 
 from __future__ import annotations

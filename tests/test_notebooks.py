@@ -46,6 +46,57 @@ def test_there_are_notebooks_and_bands_for_each():
     assert NOTEBOOKS and {path.stem for path in NOTEBOOKS} == set(BANDS)
 
 
+def test_what_notebook_03_says_of_three_seeds_is_so():
+    """Its figures show `benchmarks/results/seeds.json`; its text names the order in all runs, and where it changes."""
+    runs = list(
+        json.loads((ROOT / "benchmarks/results/seeds.json").read_text())["03_adversarial_disentanglement"].values()
+    )
+    assert len(runs) == 3
+
+    def of(name: str, measure: str, part: str = "") -> list[float]:
+        return [(run[part] if part else run)[name][measure] for run in runs]
+
+    def below(*columns: list[float]) -> list[bool]:
+        return [list(row) == sorted(row) for row in zip(*columns, strict=True)]
+
+    toy = [of(name, "fresh probe", "toy") for name in ("uniform", "inverted")]
+    assert below(*toy) == [False, True, True]
+    assert all(below(of("uniform", "swap error", "toy"), of("inverted", "swap error", "toy")))
+    hidden = {name: of(name, "fresh probe") for name in ("reversal", "entropy", "uniform")}
+    assert max(map(max, hidden.values())) < 0.4 < 0.5 < min(of("inverted", "fresh probe"))
+    pixels = [of(name, "pixels") for name in ("none", "reversal", "uniform", "entropy", "inverted")]
+    assert all(below(*pixels[:2])) and all(below(pixels[1], *pixels[2:3])) and all(below(pixels[3], pixels[4]))
+    assert all(0.9 < x - y < 4 for column in pixels[1:] for x, y in zip(column, pixels[0], strict=True))
+    four = [of(name, "transfer") for name in ("uniform", "inverted", "entropy", "reversal")]
+    assert 0 < [min(row) == row[0] for row in zip(*four, strict=True)].count(True) < 3  # is `uniform` the lowest?
+    for name in ("no detach", "not frozen"):
+        assert all(below(of(name, "transfer"), four[0]))
+    assert all(below(pixels[2], of("no detach", "pixels")))
+    more = [x - y for x, y in zip(of("not frozen", "fresh probe"), hidden["uniform"], strict=True)]
+    assert sorted(x > 0.05 for x in more) == [False, True, True]
+
+
+def test_what_notebook_04_says_of_three_seeds_is_so():
+    runs = json.loads((ROOT / "benchmarks/results/seeds.json").read_text())["04_swapping_and_swap_consistency"]
+
+    def gained(name: str, measure: str) -> list[float]:
+        """In each run: the measure of this network less that of the network with the adversary alone."""
+        both = [run["verdicts"] if measure in run["verdicts"][name] else run for run in runs.values()]
+        return [float(x[name][measure] - x["+ adversary"][measure]) for x in both]
+
+    error, distance = "error of self, gray levels", "swap to truth, gray levels"
+    assert max(gained("+ guidance", "stayed")) < 0
+    assert [round(x, 2) for x in gained("+ guidance", "transfer")] == [0.01, 0.05, 0.12]
+    worse = gained("+ guidance", error)
+    assert round(min(worse), 1) == 0.3 and round(max(worse), 1) == 0.7
+    assert min(gained("+ guidance", distance)) > 0
+    assert all(abs(x) < 0.02 for measure in ("stayed", "cycle") for x in gained("+ detached swap", measure))
+    assert sorted(x > 0 for x in gained("+ detached swap", "transfer")) == [False, True, True]
+    assert all(-0.1 < x < 0 for x in gained("+ detached swap", distance))
+    assert min(gained("strong guidance", error)) > 5 < min(gained("strong guidance", distance))
+    assert min(gained("strong guidance", "its own AU branch says b")) > 0
+
+
 # -- as they stand in git ------------------------------------------------------------------------------------------
 
 

@@ -228,6 +228,7 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     moved = {cell.name for cell in CELLS if cell.generator == "moved"}
+    dashes = {cell.name: "-" if cell.seeds > 1 else "--" for cell in CELLS}  # more cells than colours
     panels = {
         "One generator, different guidance": [row for row in rows if row["variant"] in moved],
         "Other generators": [row for row in rows if row["variant"] not in moved - {CELLS[0].name}],
@@ -239,7 +240,7 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
             for row in (row for row in shown if row.get("curve")):
                 name = row["variant"]
                 style = {"color": color[name]} if name in color else {"label": name}
-                (line,) = axis.plot(*np.transpose(row["curve"]), **style)
+                (line,) = axis.plot(*np.transpose(row["curve"]), dashes[name], **style)
                 color.setdefault(name, line.get_color())
             axis.axhline(0, color=plots.INK, linewidth=1, linestyle=":")
             axis.set(title=title, xlabel="step", ylabel="gain inside takes")
@@ -302,6 +303,16 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], quality: dict[s
             args.out.with_suffix(".png"))  # fmt: skip
     curves(rows, args.out.with_name(f"{args.out.stem}-curves.png"))
     print(f"{text}\nwritten: {args.out}")
+
+
+def short_table(rows: list[dict[str, Any]]) -> str:
+    """The table of benchmarks/README.md: the gain of every seed, on all faces and on both groups of AUs."""
+    lines = ["| | `gain` | only coarse expressions | only fine ones |", "|---|---|---|---|"]
+    for name in dict.fromkeys(row["variant"] for row in rows if row["variant"] not in TRIVIAL):
+        mine = [row for row in rows if row["variant"] == name]
+        cells = [", ".join(f"{row[measure]['value']:.3f}" for row in mine) for measure in SHOWN[:3]]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def first_steps(rows: list[dict[str, Any]], level: float) -> str:

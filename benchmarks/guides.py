@@ -152,14 +152,14 @@ GUIDES = {
 
 def guided(base: type[model.DG] | type[MovingDG], name: str, facts: Facts | None) -> type:
     """`DG` or `MovingDG` with a frozen encoder, told the expression by a guide instead of by f_r."""
-    guide = GUIDES[name]
+    guide, drawn = GUIDES[name], base is model.DG  # not asked later, when `model.DG` may be this class
 
     class Guided(base):  # type: ignore[misc, valid-type]
         def __init__(self, c: ModelConfig) -> None:
             super().__init__(c)
             self.related.requires_grad_(guide.learned)
             self.shape = (c.n_aus, c.d)
-            if base is MovingDG:
+            if not drawn:
                 half = replace(c, width=c.width // 2)  # movers of half the width train three times as fast
                 self.take, self.put = Mover(half, c.width + 4), Mover(half, c.c_f)
             self.linear = nn.Linear(guide.numbers, c.n_aus * c.d) if guide.numbers else None
@@ -169,7 +169,7 @@ def guided(base: type[model.DG] | type[MovingDG], name: str, facts: Facts | None
             told = guide.tell(self.related, self.related(features), facts.of(image) if guide.facts and facts else None)
             if self.linear is not None:
                 told = self.linear(told).unflatten(1, self.shape)
-            if base is model.DG:
+            if drawn:
                 return self.free(features), told
             return AtRest(self.take(image, features, told.detach()), self.free(features)), told
 

@@ -96,6 +96,15 @@ def test_the_encoder_is_frozen_and_the_generator_learns(name: str, known) -> Non
     assert ("DG.linear.weight" in learns) == bool(GUIDES[name].numbers)
 
 
+def test_a_drawing_generator_is_told_by_a_guide_too(known) -> None:
+    facts, image, au = known
+    with built_of(DG=guided(model.DG, "true AUs", facts)):
+        swapper = Swapper(replace(C, generator="drawn")).eval()
+        f_f, told = swapper.encode(image)
+    assert isinstance(f_f, torch.Tensor) and torch.allclose(told[..., 0] * 5, au, atol=1e-6)
+    assert swapper.generate(f_f, told).shape == image.shape
+
+
 def test_networks_are_built_of_other_classes_only_inside() -> None:
     with built_of(MovingDG=guided(MovingDG, "class", None)):
         assert hasattr(Swapper(C).DG, "linear")
@@ -141,6 +150,7 @@ def test_the_halves_are_all_action_units() -> None:
 def test_the_table_is_that_of_the_result_file(file: Path) -> None:
     found = json.loads(file.read_text(encoding="utf-8"))
     assert guidance.text_of(found) == file.with_suffix(".md").read_text(encoding="utf-8")
+    assert guidance.short_table(found["rows"]) in (RESULTS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_each_level_of_gain_is_reached_when_it_is_first_passed() -> None:

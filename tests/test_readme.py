@@ -53,6 +53,16 @@ def test_the_course_table_is_that_of_the_notebooks():
         assert f"{read} to read" in time and f"{run} to run" in time, name
 
 
+def test_the_table_of_what_f_f_tells_is_that_of_the_result_file():
+    table = [line for line in (FOLDER / "claims.md").read_text().splitlines() if line.startswith("|")]
+    assert "\n".join(table) in (ROOT / "README.md").read_text()
+    leak = json.loads((FOLDER / "claims.json").read_text())["leak_au"]
+    for generation in ("first", "second"):
+        trained, untrained = (leak[f"f_f of {x}{generation} generation"] for x in ("the ", "an untrained network, "))
+        assert min(trained) > max(untrained) and min(trained) > max(leak["the pixels"])
+    assert max(leak["... its face at rest alone"]) < 0.51
+
+
 def test_the_results_table_is_that_of_the_result_file():
     text = (ROOT / "README.md").read_text()
     table = text.split(MARKERS[0])[1].split(MARKERS[1])[0].strip()

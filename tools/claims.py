@@ -87,7 +87,10 @@ def main(out: Path = Path("benchmarks/results/claims.json"), n_probe: int = 6000
 def table(found: dict[str, list[float]], n_fitted: int, n_images: int) -> str:
     """The Markdown table of {row: values of several probes}."""
     lines = ["| a new network reads a's action units from | balanced accuracy | range over probes |", "|---|---|---|"]
-    lines += [f"| {row} | {np.mean(x):.2f} | {min(x):.2f} to {max(x):.2f} |" for row, x in found.items()]
+    lines += [
+        f"| {row.replace('f_f', '`f_f`')} | {np.mean(x):.2f} | {min(x):.2f} to {max(x):.2f} |"
+        for row, x in found.items()
+    ]
     note = f"Fitted to {n_fitted} images, tested on {n_images} images of other people; 0.5 is chance."
     return "\n".join([*lines, "", f"{note} Made by `python tools/claims.py`.", ""])
 

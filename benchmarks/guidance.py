@@ -244,6 +244,8 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
                 color.setdefault(name, line.get_color())
             axis.axhline(0, color=plots.INK, linewidth=1, linestyle=":")
             axis.set(title=title, xlabel="step", ylabel="gain inside takes")
+            if any(gain < -1 for row in shown for _, gain in row.get("curve", ())):
+                axis.set_yscale("symlog", linthresh=0.5)  # a generator that has not learned to draw is far below
             axis.legend(fontsize=10)
         plots.save(figure, path)
         plt.close(figure)
@@ -299,7 +301,8 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], quality: dict[s
     write_results(args.out, {"about": about, "estimator": quality, "rows": kept})
     text = text_of({"about": about, "estimator": quality, "rows": kept})
     args.out.with_suffix(".md").write_text(text, encoding="utf-8")
-    picture(rows, list(dict.fromkeys(row["variant"] for row in rows)), (*SHOWN[:3], "au_icc"),
+    near = [row for row in rows if row["gain"]["value"] > -0.5]  # others would leave no room for the differences
+    picture(near, list(dict.fromkeys(row["variant"] for row in near)), (*SHOWN[:3], "au_icc"),
             args.out.with_suffix(".png"))  # fmt: skip
     curves(rows, args.out.with_name(f"{args.out.stem}-curves.png"))
     print(f"{text}\nwritten: {args.out}")

@@ -19,7 +19,8 @@ from expr_lib.model import ModelConfig
 from expr_lib.step import TrainConfig
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / x for x in ("README.md", "CONTRIBUTING.md", "expr_lib/README.md", "benchmarks/README.md")]
+PAGES = ("README.md", "CONTRIBUTING.md", "expr_lib/README.md")
+DOCUMENTS = [*(ROOT / x for x in PAGES), *sorted((ROOT / "benchmarks").glob("*.md"))]
 FOLDER = ROOT / "benchmarks" / "results"
 TABLE = ("moved-128", "moved-128-at-256", "moved-64", "swap-64")  # of the README: first what is shipped
 CARDS = {

@@ -228,6 +228,7 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     moved = {cell.name for cell in CELLS if cell.generator == "moved"}
+    rows = [row for row in rows if row["curve"]]
     dashes = {cell.name: "-" if cell.seeds > 1 else "--" for cell in CELLS}  # more cells than colours
     panels = {
         "One generator, different guidance": [row for row in rows if row["variant"] in moved],
@@ -237,14 +238,14 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
         figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
         for axis, (title, shown) in zip(axes, panels.items(), strict=True):
             color: dict[str, Any] = {}
-            for row in (row for row in shown if row.get("curve")):
+            for row in shown:
                 name = row["variant"]
                 style = {"color": color[name]} if name in color else {"label": name}
                 (line,) = axis.plot(*np.transpose(row["curve"]), dashes[name], **style)
                 color.setdefault(name, line.get_color())
             axis.axhline(0, color=plots.INK, linewidth=1, linestyle=":")
             axis.set(title=title, xlabel="step", ylabel="gain inside takes")
-            if any(gain < -1 for row in shown for _, gain in row.get("curve", ())):
+            if any(gain < -1 for row in shown for _, gain in row["curve"]):
                 axis.set_yscale("symlog", linthresh=0.5)  # a generator that has not learned to draw is far below
             axis.legend(fontsize=10)
         plots.save(figure, path)
